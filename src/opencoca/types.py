@@ -1,0 +1,57 @@
+"""The axis legend, and the named tuples that pass between the parts.
+
+Axis legend (no letter has two meanings; tensors carry their shape as a suffix, as in `tokens_BPD`):
+
+    B pairs on this rank      G global pairs            F frames            C channels
+    H W pixels                P patches                 Q pooler queries    T text positions
+    S attended positions      D width                   E joint embedding   N heads
+    K head width              M MLP width               V vocabulary        L classes (labels)
+    I images in evaluation    U captions in evaluation
+
+Masks are boolean and True means keep: `valid_BT`, `keep_BTS`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One batch of image-text pairs, as the loader yields it.
+
+    Shapes: pixels [B,C,H,W] normalised float; ids [B,T] int64, start .. end, padded on the right;
+    valid [B,T] bool, True on real tokens; group_ids [B] int64, equal where two pairs are not each
+    other's negatives (the same caption); keys are the sample ids, for logs and quarantine.
+    """
+
+    pixels: Tensor
+    ids: Tensor
+    valid: Tensor
+    group_ids: Tensor
+    keys: tuple[str, ...]
+
+
+class ImageFeatures(NamedTuple):
+    """What the image encoder and its poolers give: embed [B,E] unit-norm, tokens [B,Q,D] for the decoder."""
+
+    embed: Tensor
+    tokens: Tensor
+
+
+class TextFeatures(NamedTuple):
+    """What the unimodal decoder gives: embed [B,E] unit-norm from [CLS], tokens [B,T,D] for the multimodal half."""
+
+    embed: Tensor
+    tokens: Tensor
+
+
+class CoCaOutput(NamedTuple):
+    """One forward pass for both losses: unit-norm embeddings [B,E], decoded [B,T,D] before the head, scale [1]."""
+
+    image_embed: Tensor
+    text_embed: Tensor
+    decoded: Tensor
+    scale: Tensor
