@@ -1,0 +1,275 @@
+"""Atomic save and verified load. One folder format for models and training checkpoints.
+
+    model.safetensors      the weights to use (the moving average, where the run keeps one)
+    training.safetensors   optimizer moments and raw weights (checkpoints only)
+    config.json            the resolved configuration
+    tokenizer.json         the vocabulary
+    state.json             step, position in the data, metrics (checkpoints only)
+    manifest.json          format version, size and sha256 of every other file; written last
+
+A folder is written under a temporary name, flushed to disk, and renamed: it is there whole or not at all. Nothing
+is ever unpickled. A run folder holds `checkpoints/step-00000200/` and `checkpoints/latest`, which names one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from opencoca.config import Config
+from opencoca.data.tokenizer import Tokenizer
+from opencoca.errors import CheckpointError
+from opencoca.model.coca import CoCa
+
+FORMAT, VERSION = "opencoca-model", 1
+MODEL, TRAINING, CONFIG, TOKENIZER, STATE, MANIFEST = (
+    "model.safetensors",
+    "training.safetensors",
+    "config.json",
+    "tokenizer.json",
+    "state.json",
+    "manifest.json",
+)
+
+
+class Checkpoint(NamedTuple):
+    """A verified folder's contents; training and state are None in a folder that holds only a model."""
+
+    folder: Path
+    config: Config
+    tokenizer: Tokenizer
+    weights: dict[str, Tensor]
+    training: dict[str, Tensor] | None
+    state: dict[str, Any] | None
+
+
+def save(
+    folder: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, Tensor],
+    training: Mapping[str, Tensor] | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes `folder` whole or not at all; an older folder of that name is replaced."""
+    partial = folder.with_name(f".partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file(_savable(weights), partial / MODEL)
+        (partial / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        tokenizer.save(partial / TOKENIZER)
+        if training is not None:
+            save_file(_savable(training), partial / TRAINING)
+        if state is not None:
+            (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(partial.iterdir())
+        }
+        manifest = {"format": FORMAT, "version": VERSION, "files": files}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        for path in partial.iterdir():
+            fsync(path)
+        fsync(partial)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder} could not be written ({error.strerror or error}); free some space or name another folder, "
+            "older checkpoints are untouched"
+        ) from error
+    if folder.exists():
+        retired = folder.with_name(f".retired-{folder.name}")
+        shutil.rmtree(retired, ignore_errors=True)
+        folder.rename(retired)
+        partial.rename(folder)
+        shutil.rmtree(retired)
+    else:
+        partial.rename(folder)
+    fsync(folder.parent)
+
+
+def load(folder: Path, training: bool = False) -> Checkpoint:
+    """Reads and verifies a model folder, or a run folder's latest checkpoint.
+
+    With `training`, optimizer and state are read too.
+
+    Raises: CheckpointError naming the file and the repair where something is missing, foreign or damaged.
+    """
+    folder = resolve(folder)
+    files = verify(folder)
+    needed = [MODEL, CONFIG, TOKENIZER] + ([TRAINING, STATE] if training else [])
+    for name in needed:
+        if name not in files:
+            raise CheckpointError(f"{folder} has no {name}; it can be used for inference but not resumed from")
+    try:
+        config = Config.from_dict(json.loads((folder / CONFIG).read_text()))
+        return Checkpoint(
+            folder,
+            config,
+            Tokenizer.load(folder / TOKENIZER),
+            load_file(folder / MODEL),
+            load_file(folder / TRAINING) if training else None,
+            json.loads((folder / STATE).read_text()) if training else None,
+        )
+    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder} can't be read ({error}); restore it from a copy or train again") from error
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest's file table, after checking every file's size and digest against it.
+
+    Raises: CheckpointError naming the file that is missing or differs.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = manifest["files"]
+        if manifest["format"] != FORMAT:
+            raise KeyError("format")
+        version = int(manifest["version"])
+        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no {MANIFEST}, so it isn't a whole OpenCoCa model folder") from None
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError):
+        raise CheckpointError(f"{folder / MANIFEST} isn't an OpenCoCa manifest; restore the folder from a copy") from None
+    if version > VERSION:
+        raise CheckpointError(f"{folder} has format version {version}, this is {VERSION}: upgrade with pip install -U opencoca")
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        if "/" in name or not path.is_file():
+            raise CheckpointError(f"{folder} lacks {name}; copy the folder again, whole")
+        if path.stat().st_size != size or file_digest(path) != digest:
+            raise CheckpointError(
+                f"{path} isn't the file that was saved (size or sha256 differs from {MANIFEST}): it is damaged or "
+                "comes from another model; restore it from a copy"
+            )
+    return files
+
+
+def resolve(folder: Path) -> Path:
+    """The model folder that `folder` means: itself, or a run folder's latest checkpoint.
+
+    Raises: CheckpointError where it is neither.
+    """
+    if (folder / MANIFEST).is_file():
+        return folder
+    latest = latest_checkpoint(folder)
+    if latest is not None:
+        return latest
+    if not folder.exists():
+        raise CheckpointError(f"{folder} doesn't exist; train a model with `coca quickstart` or name its folder")
+    raise CheckpointError(f"{folder} holds no model: neither {MANIFEST} nor checkpoints/latest; train one with `coca quickstart`")
+
+
+def load_weights(model: CoCa, weights: Mapping[str, Tensor], source: object) -> None:
+    """Copies weights into the model, checking every name, shape and dtype.
+
+    Raises: CheckpointError that lists what differs.
+    """
+    own = model.state_dict()
+    missing, foreign = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
+    if model.config.text.tie_output:
+        missing = [name for name in missing if name != "head.weight"]
+    differing = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(set(own) & set(weights))
+        if weights[name].shape != own[name].shape or weights[name].is_floating_point() != own[name].is_floating_point()
+    ]
+    if missing or foreign or differing:
+        raise CheckpointError(
+            f"{source} doesn't fit its configuration: {_count('missing', missing)}, {_count('foreign', foreign)}, "
+            f"{_count('of another shape', differing)}; is it another model's file?"
+        )
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            own[name].copy_(tensor)
+
+
+# --- run folders ------------------------------------------------------------------------------------------------
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of `step` stands in a run folder."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The folder that `checkpoints/latest` names, or None where there is no such file.
+
+    Raises: CheckpointError where it names a folder that isn't there.
+    """
+    pointer = run / "checkpoints" / "latest"
+    if not pointer.is_file():
+        return None
+    folder = pointer.parent / Path(pointer.read_text().strip()).name
+    if not folder.is_dir():
+        raise CheckpointError(f"{pointer} names {folder.name}, which isn't there; write the name of another checkpoint into it")
+    return folder
+
+
+def mark_latest(folder: Path, keep: int) -> None:
+    """Points `latest` at a verified folder, then removes older checkpoints beyond the newest `keep`."""
+    verify(folder)
+    write_atomically(folder.parent / "latest", folder.name + "\n")
+    older = sorted(path for path in folder.parent.glob("step-*") if path.name < folder.name)
+    for path in older[: max(0, len(older) - (keep - 1))]:
+        shutil.rmtree(path)
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    partial.write_text(text)
+    fsync(partial)
+    os.replace(partial, path)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Flushes a file or folder to disk (folders where the system allows it)."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() or os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU tensors; safetensors refuses two names for one memory, so the second (a tied head) is left out."""
+    seen: set[int] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        kept[name] = tensor.detach().to("cpu").contiguous()
+    return kept
+
+
+def _count(what: str, names: Iterable[str]) -> str:
+    names = list(names)
+    shown = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
+    return f"{len(names)} {what}{shown}"
+
+

@@ -1,0 +1,1 @@
+"""The `coca` command: one thin file per subcommand, dispatched by `main`."""

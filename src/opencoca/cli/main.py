@@ -1,0 +1,233 @@
+"""The entry point of `coca`: finds the subcommand, parses its arguments, turns its outcome into an exit code.
+
+A new subcommand is a row in `COMMANDS` and a file `cli/<command>.py` of this form:
+
+    @dataclass(frozen=True)
+    class Args:
+        \"""Describe pictures in words.
+
+        Prints one line per picture: its path, a tab, its caption.
+
+        Examples:
+          coca caption cat.png dog.png
+          coca caption holiday/*.jpg --beams 1
+        \"""
+
+        paths: Paths  # positional, one or more; shown as PATH...
+        \"""Picture files, or folders of them.\"""
+        model: ModelName = None
+        \"""A run or model folder.\"""
+        beams: int = 4
+        \"""Width of the beam search; 1 is greedy.\"""
+
+    def run(args: Args) -> int:
+        from opencoca.loading import load  # here, never at the top: --help imports no torch
+        ...
+        return SKIPPED if skipped else DONE
+
+The docstring's first line and paragraph head the help, its `Examples:` end it; the docstring under a field is that
+option's help. `Labels` is a comma-separated list, as in `--labels cat,dog`. Annotations are read at run time, so types
+named in them are imported at the top. Positional words stay together: `coca classify a.png b.png --labels cat,dog`.
+
+`run` prints results with `print` to standard output and all else to standard error, and returns `DONE` or `SKIPPED`.
+It raises `OpenCoCaError` for what the user can repair, and lets everything else fly: an unexpected exception is a bug.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import importlib
+import importlib.metadata
+import inspect
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
+
+from opencoca.errors import OpenCoCaError
+
+DONE = 0
+BUG = 1
+BAD_INPUT = 2
+SKIPPED = 3  # done, but items were skipped; the command has listed them
+INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+PIPE_CLOSED = 141  # 128 + SIGPIPE: the reader of our output went away, as `head` does
+
+
+class Command(NamedTuple):
+    """Where a subcommand lives, and the line that the overview shows for it."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command("opencoca.cli.quickstart", "Train a model on real pictures in minutes and write a report"),
+    "train": Command("opencoca.cli.train", "Train a model from a recipe, or resume a run"),
+    "caption": Command("opencoca.cli.caption", "Describe pictures in words"),
+    "classify": Command("opencoca.cli.classify", "Choose among labels that you name, without training"),
+    "search": Command("opencoca.cli.search", "Find the pictures of a folder that fit a sentence"),
+    "eval": Command("opencoca.cli.eval", "Measure a model: zero-shot, retrieval and captions"),
+    "info": Command("opencoca.cli.info", "Show what a model is: recipe, sizes, training, results"),
+}
+
+EXAMPLES = """\
+  coca quickstart                                  the place to begin
+  coca caption cat.png dog.png
+  coca classify *.png --labels cat,dog
+  coca search holiday/ "a boat on a lake"
+"""
+
+TYRO_OPTIONS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.HelptextFromCommentsOff)
+# A full, read-only or forbidden disk is nobody's bug, wherever it strikes.
+MACHINE_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def _split_labels(words: list[str]) -> tuple[str, ...]:
+    labels = tuple(label.strip() for label in words[0].split(",") if label.strip())
+    if not labels:
+        raise ValueError(f"no label in {words[0]!r}; separate labels by commas, as in cat,dog")
+    return labels
+
+
+Paths = Annotated[tuple[Path, ...], Positional, arg(metavar="PATH...", help_behavior_hint="")]
+ModelName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the newest one)")]
+Labels = Annotated[
+    tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="A,B,...",
+        instance_from_str=_split_labels,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda labels: [",".join(labels)],
+    ),
+]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of `coca ARGV...` (default: the words of this process's command line)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a caption or file name that it can't show must not end the run
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()  # here and not at exit, where a closed pipe could no longer be caught
+        return code
+    except OpenCoCaError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        _show_traceback_if_debugging()
+        print("coca: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return PIPE_CLOSED if _stdout_is_closed() else _report_bug()
+    except OSError as error:
+        if error.errno not in MACHINE_ERRNOS:
+            return _report_bug()
+        return _refuse(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+    except Exception:
+        return _report_bug()
+
+
+def overview() -> str:
+    """What `coca` alone prints: the subcommands with their summaries, and examples."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: coca COMMAND [ARGUMENTS]\n\n"
+        "Contrastive Captioners: models that classify, find and describe pictures.\n\n"
+        f"commands:\n{rows}\n\n"
+        f"examples:\n{EXAMPLES}\n"
+        "'coca COMMAND --help' shows a command's options and examples, 'coca --version' the version.\n"
+        "Exit codes: 0 done, 1 a bug, 2 bad input, 3 done but items were skipped, 130 interrupted.\n"
+        "COCA_DEBUG=1 shows the traceback of every error."
+    )
+
+
+def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return DONE
+    if words[0] in ("-V", "--version"):
+        print(f"coca {_version()}")
+        return DONE
+    name, *rest = words
+    if name not in COMMANDS:
+        raise OpenCoCaError(_unknown(name))
+    module = importlib.import_module(COMMANDS[name].module)
+    try:
+        args = _parse(name, module.Args, rest)
+    except SystemExit as stop:  # tyro has printed the help (0) or what is wrong with the words (2)
+        return int(stop.code or DONE)
+    return module.run(args)
+
+
+def _parse(name: str, args_class: type, words: list[str]) -> Any:
+    """The `Args` of a subcommand. Raises SystemExit where there is nothing to run, and has said why."""
+    try:
+        args = tyro.cli(args_class, prog=f"coca {name}", args=words, config=TYRO_OPTIONS)
+    except SystemExit as stop:
+        examples = (inspect.getdoc(args_class) or "").partition("\nExamples:\n")[2].rstrip()
+        if not stop.code and examples:
+            print(f"\nexamples:\n{examples}")
+        raise
+    for field in dataclasses.fields(args):  # tyro lets an open-ended positional be empty; we want one word or more
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and getattr(args, field.name) == ():
+            raise OpenCoCaError(f"no {field.name} given; 'coca {name} --help' shows examples")
+    return args
+
+
+def _unknown(name: str) -> str:
+    if name.startswith("-"):
+        return f"unknown option {name!r}; options come after the command, as in 'coca caption --help'"
+    near = difflib.get_close_matches(name.lower(), COMMANDS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
+    return f"unknown command {name!r}; {hint}"
+
+
+def _refuse(message: str) -> int:
+    _show_traceback_if_debugging()
+    line = " ".join(part.strip() for part in message.splitlines())
+    print(f"coca: error: {line}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _report_bug() -> int:
+    traceback.print_exc()
+    print(f"coca: this is a bug in OpenCoCa {_version()}; please report it with the lines above", file=sys.stderr)
+    return BUG
+
+
+def _show_traceback_if_debugging() -> None:
+    if os.environ.get("COCA_DEBUG") == "1" and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+
+
+def _stdout_is_closed() -> bool:
+    """True if it was our own output whose reader went away; then exit stays silent, pointed at nothing."""
+    try:
+        print(flush=True)  # a flush alone would not tell where the output is unbuffered
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("opencoca")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed
+        return "unknown"

@@ -1,0 +1,242 @@
+"""The configuration tree: frozen dataclasses, standard library only.
+
+A recipe is a Python function that returns a whole `Config`; the command line overrides single fields; the
+resolved tree is written into every checkpoint. Cross-field checks name the values and the repair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from opencoca.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The ViT encoder."""
+
+    image_size_px: int
+    patch_size_px: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_width: int
+
+    def __post_init__(self) -> None:
+        _require(
+            self.image_size_px % self.patch_size_px == 0,
+            f"image_size_px {self.image_size_px} is not a multiple of patch_size_px {self.patch_size_px}",
+        )
+        _require_heads("vision", self.width, self.num_heads)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size_px // self.patch_size_px
+
+
+@dataclass(frozen=True)
+class PoolerConfig:
+    """The two attentional poolers: `num_queries` generative ones, and one contrastive query.
+
+    arrangement: "cascade" lets the contrastive query read the generative outputs (CoCa's default), "parallel"
+    lets it read the encoder's tokens.
+    """
+
+    num_queries: int = 256
+    arrangement: Literal["cascade", "parallel"] = "cascade"
+
+    def __post_init__(self) -> None:
+        _require(self.num_queries >= 1, f"num_queries {self.num_queries} must be at least 1")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The decoder: a unimodal half, whose [CLS] is the text embedding, and a multimodal half with cross-attention.
+
+    context_length counts start and end, but not [CLS].
+    """
+
+    vocab_size: int
+    context_length: int
+    width: int
+    unimodal_depth: int
+    multimodal_depth: int
+    num_heads: int
+    mlp_width: int
+    tie_output: bool = False
+
+    def __post_init__(self) -> None:
+        _require_heads("text", self.width, self.num_heads)
+        _require(self.context_length >= 2, f"context_length {self.context_length} leaves no room for start and end")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One CoCa. The poolers' outputs and the joint embedding have the text width."""
+
+    vision: VisionConfig
+    text: TextConfig
+    pooler: PoolerConfig = field(default_factory=PoolerConfig)
+    init_temperature: float = 0.07
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of the joint embedding space (E)."""
+        return self.text.width
+
+
+@dataclass(frozen=True)
+class PixelConfig:
+    """How a picture becomes the encoder's input: channel statistics, and `fit` for pictures that aren't square.
+
+    fit: "crop" scales the shorter side and crops the centre, "pad" scales the longer side and pads with white.
+    """
+
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    fit: Literal["crop", "pad"] = "crop"
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the two losses (CoCa section 3.2: 1 and 2)."""
+
+    contrastive_weight: float = 1.0
+    captioning_weight: float = 2.0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.contrastive_weight >= 0 and self.captioning_weight >= 0,
+            f"loss weights {self.contrastive_weight}, {self.captioning_weight} must not be negative",
+        )
+        _require(self.contrastive_weight + self.captioning_weight > 0, "both loss weights are 0: nothing to train")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up, then linear or cosine decay to 0 at `steps`."""
+
+    steps: int
+    peak_lr: float = 1e-3
+    warmup_steps: int = 0
+    schedule: Literal["linear", "cosine"] = "linear"
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(self.steps >= 1, f"steps {self.steps} must be at least 1")
+        _require(
+            0 <= self.warmup_steps < self.steps,
+            f"warmup_steps {self.warmup_steps} must be below steps {self.steps}; lower --optim.warmup-steps",
+        )
+        _require(0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay} must be in [0, 1); 0 turns it off")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which shards, and how they are drawn.
+
+    max_shift_px: each picture is shifted by up to this many pixels both ways, white filled in; 0 turns it off.
+    """
+
+    folder: str
+    batch_size: int
+    train_split: str = "train"
+    val_split: str = "val"
+    max_shift_px: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, f"batch_size {self.batch_size} must be at least 1")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything about a run that doesn't change what is learned, and the seed.
+
+    precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU that has it, else fp32.
+    """
+
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    log_every_steps: int = 20
+    eval_every_steps: int = 0
+    checkpoint_every_steps: int = 200
+    keep_checkpoints: int = 2
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run: what `recipes` return and checkpoints carry."""
+
+    recipe: str
+    model: ModelConfig
+    optim: OptimConfig
+    data: DataConfig
+    pixels: PixelConfig = field(default_factory=PixelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dict, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Config:
+        """The inverse of `to_dict`.
+
+        Raises: ConfigError, naming the field, where a key is unknown, missing or of the wrong type.
+        """
+        return _build(cls, values, "config")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _require_heads(part: str, width: int, num_heads: int) -> None:
+    _require(width % num_heads == 0, f"{part} width {width} is not a multiple of num_heads {num_heads}")
+
+
+def _build(kind: Any, value: Any, path: str) -> Any:
+    """Rebuilds dataclass `kind` from nested dicts, refusing what it doesn't know."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path} should be an object, got {value!r}")
+        hints = typing.get_type_hints(kind)
+        known = {f.name: f for f in dataclasses.fields(kind)}
+        unknown = sorted(set(value) - set(known))
+        required = {n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING}
+        missing = sorted(required - set(value))
+        if unknown or missing:
+            raise ConfigError(
+                f"{path} has unknown fields {unknown} and lacks {missing}; was it written by another version of opencoca?"
+            )
+        return kind(**{name: _build(hints[name], item, f"{path}.{name}") for name, item in value.items()})
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        ok = value in typing.get_args(kind)
+    elif origin is tuple:
+        value = tuple(value) if isinstance(value, list | tuple) else value
+        ok = isinstance(value, tuple) and len(value) == len(typing.get_args(kind))
+    elif origin in (typing.Union, types.UnionType):
+        return value
+    elif kind is float:
+        ok = isinstance(value, int | float) and not isinstance(value, bool)
+        value = float(value) if ok else value
+    else:
+        ok = isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
+    if not ok:
+        raise ConfigError(f"{path} is {value!r}, which is not a {kind}; restore the file or write the model again")
+    return value

@@ -1,0 +1,126 @@
+"""Batches of pixels and ids in a seeded global order that is a pure function of (seed, position).
+
+The stream is one epoch's permutation after another, cut into batches; a batch may span two epochs, so no sample
+is ever left out. The position is one integer, the number of samples already drawn, and travels with the
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from opencoca.config import PixelConfig
+from opencoca.data.pixels import normalise, open_picture, to_square
+from opencoca.data.tokenizer import Tokenizer
+from opencoca.errors import DataError
+from opencoca.types import Batch
+
+
+class Source(Protocol):
+    """Image-text pairs by index; `ShardReader` is one."""
+
+    @property
+    def keys(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int): ...
+
+
+class PairLoader:
+    """Training batches of a source.
+
+    Decoded pictures (uint8, at the model's size) are kept up to `cache_bytes`, so a small set is decoded once.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        image_size_px: int,
+        context_length: int,
+        pixels: PixelConfig,
+        seed: int,
+        max_shift_px: int = 0,
+        cache_bytes: int = 512 * 2**20,
+    ) -> None:
+        if len(source) == 0:
+            raise DataError("the training split has no samples; prepare the data again or name another split")
+        self.source, self.tokenizer, self.pixels, self.seed = source, tokenizer, pixels, seed
+        self.batch_size, self.image_size_px, self.context_length = batch_size, image_size_px, context_length
+        self.max_shift_px = max_shift_px
+        self._room = cache_bytes // (3 * image_size_px**2)
+        self._cache: dict[int, np.ndarray] = {}
+        self._key_hashes = np.array([_hash64(key) for key in source.keys], dtype=np.uint64)
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def batches(self, position: int = 0) -> Iterator[tuple[Batch, int]]:
+        """Endless (batch, position after it), from `position` samples into the stream."""
+        while True:
+            yield self.batch(position), position + self.batch_size
+            position += self.batch_size
+
+    def batch(self, position: int) -> Batch:
+        """The batch that starts `position` samples into the stream."""
+        epochs, places = np.divmod(np.arange(position, position + self.batch_size), len(self.source))
+        indices = np.array([self._permutation(int(e))[p] for e, p in zip(epochs, places, strict=True)])
+        samples = [self._sample(int(index)) for index in indices]
+        pictures_BHWC = np.stack([picture for picture, _, _ in samples])
+        captions = [caption for _, caption, _ in samples]
+        if self.max_shift_px:
+            pictures_BHWC = self._shifted(pictures_BHWC, epochs, indices)
+        ids_BT, valid_BT = self.tokenizer.encode_batch(captions, self.context_length)
+        groups = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        return Batch(
+            torch.from_numpy(normalise(pictures_BHWC, self.pixels.mean, self.pixels.std)),
+            ids_BT,
+            valid_BT,
+            torch.tensor([groups[caption] for caption in captions]),
+            tuple(key for _, _, key in samples),
+        )
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self._order = epoch, generator.permutation(len(self.source))
+        return self._order[1]
+
+    def _sample(self, index: int) -> tuple[np.ndarray, str, str]:
+        sample = self.source[index]
+        picture = self._cache.get(index)
+        if picture is None:
+            picture = to_square(open_picture(sample.picture), self.image_size_px, self.pixels.fit)
+            if len(self._cache) < self._room:
+                self._cache[index] = picture
+        return picture, sample.caption, sample.key
+
+    def _shifted(self, pictures_BHWC: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Each picture moved by up to `max_shift_px` on both axes, white filled in."""
+        most, size = self.max_shift_px, self.image_size_px
+        draws_B = _mix64(self._key_hashes[indices] ^ _mix64(np.uint64(self.seed) * 0x9E37 + epochs.astype(np.uint64)))
+        padded = np.pad(pictures_BHWC, ((0, 0), (most, most), (most, most), (0, 0)), constant_values=255)
+        span = np.uint64(2 * most + 1)
+        tops, lefts = (draws_B % span).astype(int), (draws_B // span % span).astype(int)
+        return np.stack(
+            [p[y : y + size, x : x + size] for p, y, x in zip(padded, tops, lefts, strict=True)],
+        )
+
+
+def _hash64(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+
+
+def _mix64(x: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser: a good hash of 64-bit integers, vectorised."""
+    with np.errstate(over="ignore"):
+        x = np.asarray(x, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))

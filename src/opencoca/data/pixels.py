@@ -1,0 +1,192 @@
+"""From any picture to an array the model takes: opened with care, made square, normalised.
+
+Everything that comes from outside passes `open_picture`; what it returns is a plain RGB image.
+"""
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from opencoca.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_PIXELS = 64_000_000  # 256 MB once decoded to RGBA
+WHITE = (255, 255, 255)
+
+_quiet = threading.Lock()  # warnings.catch_warnings changes the whole process
+
+
+def open_picture(
+    source: str | Path | bytes | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS, name: str | None = None
+) -> Image.Image:
+    """The picture as an upright RGB image: transparency on white, 16-bit grey scaled to 8, the first frame of several.
+
+    Args: source is a path, the bytes of a file, an image, or a uint8 array [H,W], [H,W,1], [H,W,3] or [H,W,4]; name is
+      what an error calls it (by default the path).
+    Raises: DataError if the picture is missing, unreadable, empty, truncated, of another format, or larger than
+      max_pixels (which its header tells, before anything is decoded).
+    """
+    if isinstance(source, Image.Image):
+        name = name or "the image"
+        _check_size(source.size, max_pixels, name)
+        image = _load(source, name)
+    elif isinstance(source, np.ndarray):
+        name = name or "the array"
+        image = _from_array(source, max_pixels, name)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        name = name or f"the picture in memory ({len(source)} bytes)"
+        if not len(source):
+            raise DataError(f"{name} is empty; give the bytes of a picture file")
+        return _decode(io.BytesIO(source), max_pixels, name)
+    elif isinstance(source, str | os.PathLike):
+        return _open_path(Path(source), max_pixels, name or str(source))
+    else:
+        raise DataError(
+            f"a picture can't be a {type(source).__name__}; give a path, bytes, a PIL image or a uint8 array"
+        )
+    return _to_rgb(image, name)
+
+
+def _open_path(path: Path, max_pixels: int, name: str) -> Image.Image:
+    try:
+        if path.is_dir():
+            raise DataError(f"{name} is a folder; give a picture file in it")
+        if path.exists() and not path.is_file():
+            raise DataError(f"{name} is not a plain file; give a picture file")  # reading a pipe might never end
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise DataError(f"{name} is empty (0 bytes); copy or download it again")
+            return _decode(file, max_pixels, name)
+    except FileNotFoundError as error:
+        raise DataError(f"{name} does not exist; check the path") from error
+    except PermissionError as error:
+        raise DataError(f"{name} can't be read (permission denied); change its permissions") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the path
+        raise DataError(f"{name} can't be opened ({error}); check the path") from error
+
+
+def _from_array(array: np.ndarray, max_pixels: int, name: str) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
+        what = f"{array.dtype} {list(array.shape)}"
+        raise DataError(f"{name} is {what}; give uint8 [H,W], [H,W,1], [H,W,3] or [H,W,4] with values from 0 to 255")
+    _check_size((array.shape[1], array.shape[0]), max_pixels, name)
+    return Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array))
+
+
+def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
+    width, height = size
+    if not width or not height:
+        raise DataError(f"{name} has {width} x {height} pixels; give a picture with at least one")
+    if width * height > max_pixels:
+        raise DataError(
+            f"{name} has {width} x {height} pixels, more than {max_pixels}; make it smaller or raise max_pixels"
+        )
+
+
+def _decode(file, max_pixels: int, name: str) -> Image.Image:
+    try:
+        with _quiet, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow only warns of sizes that are refused below
+            image = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{name} is not a {', '.join(FORMATS)} picture, or is damaged; convert or replace it"
+        ) from error
+    except Image.DecompressionBombError as error:
+        limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
+        raise DataError(f"{name} has more than {limit} pixels ({error}); make it smaller") from error
+    except Exception as error:  # hostile headers make decoders raise whatever they like
+        raise DataError(f"{name} is damaged ({error}); replace it") from error
+    with image:
+        _check_size(image.size, max_pixels, name)
+        return _to_rgb(_load(image, name), name)
+
+
+def _load(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+    except Exception as error:
+        raise DataError(f"{name} is truncated or damaged ({error}); copy or download it again") from error
+    return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception:  # damaged EXIF data: the picture itself may be good, so it is taken as it lies
+            image = image.copy()
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _to_grey(image)
+        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (*WHITE, 255))
+            image = Image.alpha_composite(white, image)
+        return image.convert("RGB")
+    except Exception as error:
+        raise DataError(f"{name} can't be converted from {image.mode} to RGB ({error}); convert it to PNG") from error
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """8-bit grey of a 16-bit, 32-bit or float image, scaled rather than clipped.
+
+    16-bit values keep their scale. Wider ones have none that a header tells, so they are stretched over what is there.
+    """
+    values = np.asarray(image).astype(np.float64)
+    values = np.where(np.isfinite(values), values, 0.0)
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I") and low >= 0 and high <= 65535:
+        low, high = 0.0, 65535.0
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    return Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
+
+
+def to_square(image: Image.Image, size_px: int, fit: str = "crop") -> np.ndarray:
+    """The image as a square array uint8 [H,W,3], H = W = size_px, resampled with Pillow's bicubic filter.
+
+    Args: fit "crop" scales the shorter side to size_px and cuts out the centre; "pad" scales the longer side and fills
+      up with white, so nothing of the picture is lost.
+    Source: the rounding of torchvision's Resize and CenterCrop, which CLIP's and OpenCLIP's preprocessing use.
+    Differs: only the part that is kept is ever resampled, so a very long picture costs no memory.
+    """
+    width, height = image.size
+    image = image if image.mode == "RGB" else _to_rgb(image, "the image")
+    if fit == "crop":
+        short = min(width, height)
+        wide, high = int(size_px * width / short), int(size_px * height / short)
+        left, top = round((wide - size_px) / 2), round((high - size_px) / 2)
+        across, down = width / wide, height / high
+        box = (left * across, top * down, min((left + size_px) * across, width), min((top + size_px) * down, height))
+        return np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))
+    if fit == "pad":
+        long = max(width, height)
+        wide, high = max(1, round(size_px * width / long)), max(1, round(size_px * height / long))
+        square = Image.new("RGB", (size_px, size_px), WHITE)
+        small = image.resize((wide, high), Image.Resampling.BICUBIC)
+        square.paste(small, ((size_px - wide) // 2, (size_px - high) // 2))
+        return np.asarray(square)
+    raise DataError(f"fit is {fit!r}; choose 'crop' or 'pad'")
+
+
+def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """float32 [B,3,H,W] of uint8 [B,H,W,3] or [H,W,3]: (value / 255 - mean) / std, per channel.
+
+    Args: mean and std are of R, G and B, for values from 0 to 1.
+    """
+    pixels = pixels[None] if pixels.ndim == 3 else pixels
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+        raise DataError(f"pixels are {pixels.dtype} {list(pixels.shape)}; give uint8 [B,H,W,3] or [H,W,3]")
+    scaled = (np.arange(256) / 255 - np.asarray(mean, float)[:, None]) / np.asarray(std, float)[:, None]
+    levels = scaled.astype(np.float32)  # there are only 256 values a channel: looking up is exact and quick
+    normalised = np.empty((len(pixels), 3, *pixels.shape[1:3]), np.float32)
+    for channel in range(3):
+        normalised[:, channel] = levels[channel][pixels[..., channel]]
+    return normalised

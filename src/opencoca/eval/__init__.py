@@ -1,0 +1,1 @@
+"""Evaluation: metrics and the tasks that use them. Each evaluation is a small generator of (name, value)."""

@@ -1,0 +1,86 @@
+"""The only attention: self, cross and cached."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class KeysValues(NamedTuple):
+    """What a sequence offers to be attended to: keys and values, each [B,N,S,K]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class KVCache:
+    """A static self-attention cache: room for `capacity` positions is taken once and filled from the left."""
+
+    def __init__(self, batch: int, num_heads: int, capacity: int, head_width: int, like: Tensor) -> None:
+        self.keys_BNSK = like.new_zeros(batch, num_heads, capacity, head_width)
+        self.values_BNSK = like.new_zeros(batch, num_heads, capacity, head_width)
+        self.length = 0
+
+    def append(self, new: KeysValues) -> KeysValues:
+        """Stores the next positions and returns all so far.
+
+        Raises: ValueError where the positions don't fit.
+        """
+        end = self.length + new.keys.shape[2]
+        if end > self.keys_BNSK.shape[2]:
+            raise ValueError(f"the cache holds {self.keys_BNSK.shape[2]} positions, {end} were asked for")
+        self.keys_BNSK[:, :, self.length : end] = new.keys
+        self.values_BNSK[:, :, self.length : end] = new.values
+        self.length = end
+        return KeysValues(self.keys_BNSK[:, :, :end], self.values_BNSK[:, :, :end])
+
+    def select_rows(self, rows: Tensor) -> None:
+        """Keeps and reorders batch rows: `rows` [B'] are old row indices (beams that live on)."""
+        self.keys_BNSK = self.keys_BNSK[rows]
+        self.values_BNSK = self.values_BNSK[rows]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases; queries from one sequence, keys and values from itself or another."""
+
+    def __init__(self, width: int, num_heads: int, context_width: int | None = None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(context_width or width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def keys_values(self, context_BSD: Tensor) -> KeysValues:
+        """Projects a context [B,S,D'] once, so that many queries (steps, beams) can share it."""
+        keys_BSD, values_BSD = self.kv(context_BSD).chunk(2, dim=-1)
+        return KeysValues(self._split_heads(keys_BSD), self._split_heads(values_BSD))
+
+    def forward(self, x_BTD: Tensor, context: KeysValues, causal: bool = False) -> Tensor:
+        """Attends from x [B,T,D] to `context` and returns [B,T,D].
+
+        With `causal`, the T queries are the last T of the S positions (lower-right alignment), so the same call
+        serves training (T = S) and cached decoding (T < S). Padding needs no mask: it stands on the right of
+        causal sequences, where no real token sees it. Where the context has fewer rows, each is shared by as many
+        consecutive rows of x (the beams of one picture) without being copied.
+        """
+        q_BNTK = self._split_heads(self.q(x_BTD))
+        sharing = x_BTD.shape[0] // context.keys.shape[0]
+        if sharing > 1:
+            q_BNTK = q_BNTK.unflatten(0, (-1, sharing)).transpose(1, 2).flatten(2, 3)
+        num_queries, num_keys = q_BNTK.shape[2], context.keys.shape[2]
+        keep_TS = None
+        if causal and 1 < num_queries < num_keys:
+            keep_TS = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x_BTD.device)
+            keep_TS = keep_TS.tril(num_keys - num_queries)
+        heads_BNTK = F.scaled_dot_product_attention(
+            q_BNTK, context.keys, context.values, attn_mask=keep_TS, is_causal=causal and num_queries == num_keys > 1
+        )
+        if sharing > 1:
+            heads_BNTK = heads_BNTK.unflatten(2, (sharing, -1)).transpose(1, 2).flatten(0, 1)
+        return self.out(heads_BNTK.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

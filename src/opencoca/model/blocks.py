@@ -1,0 +1,57 @@
+"""The transformer block that the encoder and both decoder halves share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from opencoca.model.attention import Attention, KeysValues, KVCache
+
+
+class LayerCache(NamedTuple):
+    """One layer's state while decoding: its self-attention cache, and the picture's keys and values if it reads one."""
+
+    own: KVCache
+    picture: KeysValues | None
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden_width)
+        self.down = nn.Linear(hidden_width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x_BTD)))
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: self-attention, cross-attention to `context_width` tokens if given, MLP."""
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int, causal: bool, context_width: int | None = None):
+        super().__init__()
+        self.causal = causal
+        self.norm_self = nn.LayerNorm(width)
+        self.self_attention = Attention(width, num_heads)
+        self.cross_attention = None
+        if context_width is not None:
+            self.norm_cross = nn.LayerNorm(width)
+            self.cross_attention = Attention(width, num_heads, context_width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = Mlp(width, mlp_width)
+
+    def forward(self, x_BTD: Tensor, picture_BQD: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """One layer over x [B,T,D]; with a cache, x holds only the next positions and the picture comes from it."""
+        normed_BTD = self.norm_self(x_BTD)
+        own = self.self_attention.keys_values(normed_BTD)
+        if cache is not None:
+            own = cache.own.append(own)
+        x_BTD = x_BTD + self.self_attention(normed_BTD, own, causal=self.causal)
+        if self.cross_attention is not None:
+            picture = cache.picture if cache is not None else self.cross_attention.keys_values(picture_BQD)
+            x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
+        return x_BTD + self.mlp(self.norm_mlp(x_BTD))

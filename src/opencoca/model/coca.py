@@ -1,0 +1,116 @@
+"""CoCa: wiring only. One encoder, two poolers, two decoder halves, one head, one temperature."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from opencoca.config import ModelConfig
+from opencoca.model.attention import KeysValues, KVCache
+from opencoca.model.blocks import LayerCache
+from opencoca.model.pooler import AttentionalPooler
+from opencoca.model.text import MultimodalDecoder, UnimodalDecoder
+from opencoca.model.vit import VisionTransformer
+from opencoca.types import CoCaOutput, ImageFeatures, TextFeatures
+
+
+class DecodeCache:
+    """What decoding carries from step to step: a layer cache for every unimodal and multimodal layer."""
+
+    def __init__(self, unimodal: list[LayerCache], multimodal: list[LayerCache]) -> None:
+        self.unimodal = unimodal
+        self.multimodal = multimodal
+
+    @property
+    def length(self) -> int:
+        """Text positions held so far."""
+        return self.unimodal[0].own.length
+
+    def select_rows(self, rows: Tensor, picture_rows: Tensor | None = None) -> None:
+        """Keeps and reorders sequences by old row index; `picture_rows` does the same to the pictures.
+
+        While beams of one picture are reordered among themselves its keys and values stay where they are, so
+        beam search leaves `picture_rows` out.
+        """
+        for layer in self.unimodal + self.multimodal:
+            layer.own.select_rows(rows)
+        if picture_rows is not None:
+            self.multimodal = [
+                LayerCache(layer.own, KeysValues(*(part[picture_rows] for part in layer.picture)))
+                for layer in self.multimodal
+            ]
+
+
+class CoCa(nn.Module):
+    """Contrastive Captioner (arXiv 2205.01917, section 3.2).
+
+    Source: Figure 2. [CLS] is stripped before the multimodal half; the poolers map to the text width, so there is
+    no further projection into the joint space (the parameter counts of Table 1 leave no room for one).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        vision, text, pooler = config.vision, config.text, config.pooler
+        self.encoder = VisionTransformer(vision)
+        self.generative_pooler = AttentionalPooler(pooler.num_queries, text.width, text.num_heads, vision.width)
+        contrastive_context = text.width if pooler.arrangement == "cascade" else vision.width
+        self.contrastive_pooler = AttentionalPooler(1, text.width, text.num_heads, contrastive_context)
+        self.unimodal = UnimodalDecoder(text)
+        self.multimodal = MultimodalDecoder(text)
+        self.head = nn.Linear(text.width, text.vocab_size, bias=False)
+        if text.tie_output:
+            self.head.weight = self.unimodal.tokens.weight
+        self.log_scale = nn.Parameter(torch.empty(1))
+
+    def forward(self, pixels_BCHW: Tensor, ids_BT: Tensor, valid_BT: Tensor) -> CoCaOutput:
+        """One pass for both losses; `decoded` [B,T-1,D] stands where the next token is predicted."""
+        image = self.encode_image(pixels_BCHW)
+        text = self.encode_text(ids_BT, valid_BT)
+        decoded_BTD = self.decode(image.tokens, text.tokens[:, :-1])
+        return CoCaOutput(image.embed, text.embed, decoded_BTD, self.log_scale.exp())
+
+    def encode_image(self, pixels_BCHW: Tensor) -> ImageFeatures:
+        """Embeddings [B,E], unit-norm, and generative tokens [B,Q,D] of normalised pixels [B,C,H,W]."""
+        patches_BPD = self.encoder(pixels_BCHW)
+        tokens_BQD = self.generative_pooler(patches_BPD)
+        cascade = self.config.pooler.arrangement == "cascade"
+        pooled_B1D = self.contrastive_pooler(tokens_BQD if cascade else patches_BPD)
+        return ImageFeatures(F.normalize(pooled_B1D[:, 0], dim=-1), tokens_BQD)
+
+    def encode_text(self, ids_BT: Tensor, valid_BT: Tensor) -> TextFeatures:
+        """Embeddings [B,E], unit-norm, and unimodal tokens [B,T,D] of ids [B,T] (start .. end, then padding)."""
+        cls_BD, tokens_BTD = self.unimodal(ids_BT, valid_BT)
+        return TextFeatures(F.normalize(cls_BD, dim=-1), tokens_BTD)
+
+    def decode(self, image_tokens_BQD: Tensor, text_tokens_BTD: Tensor) -> Tensor:
+        """Multimodal outputs [B,T,D], before the head; position t sees text up to t and the whole picture."""
+        return self.multimodal(text_tokens_BTD, image_tokens_BQD)
+
+    def caption_logits(self, decoded_BTD: Tensor) -> Tensor:
+        """Next-token logits [B,T,V]; call it only where logits are wanted."""
+        return self.head(decoded_BTD)
+
+    def start_decoding(self, image_tokens_BQD: Tensor, capacity: int, beams: int = 1) -> DecodeCache:
+        """An empty cache for B * `beams` sequences of up to `capacity` tokens.
+
+        Each picture's keys and values are projected once, and its beams share them.
+        """
+        text = self.config.text
+        rows, head_width = image_tokens_BQD.shape[0] * beams, text.width // text.num_heads
+
+        def empty() -> KVCache:
+            return KVCache(rows, text.num_heads, capacity, head_width, like=image_tokens_BQD)
+
+        unimodal = [LayerCache(empty(), None) for _ in self.unimodal.blocks]
+        multimodal = [
+            LayerCache(empty(), block.cross_attention.keys_values(image_tokens_BQD))
+            for block in self.multimodal.blocks
+        ]
+        return DecodeCache(unimodal, multimodal)
+
+    def decode_step(self, ids_BT: Tensor, cache: DecodeCache) -> Tensor:
+        """Logits [B,V] after the last of the next ids [B,T]; the cache moves on by T."""
+        text_BTD = self.unimodal.step(ids_BT, cache.unimodal)
+        return self.head(self.multimodal.step(text_BTD, cache.multimodal)[:, -1])

@@ -1,0 +1,63 @@
+"""Floating-point operations of a forward pass, counted from the configuration: matrix products only, 2 per multiply-add."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from opencoca.config import ModelConfig
+
+
+class ForwardFlops(NamedTuple):
+    """Operations of each part, for one batch."""
+
+    encoder: int
+    generative_pooler: int
+    contrastive_pooler: int
+    unimodal: int
+    multimodal: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All parts: one CoCa forward pass. Training costs three times as much (backward is two)."""
+        return sum(self)
+
+
+def forward_flops(config: ModelConfig, batch: int, text_length: int, image_size_px: int | None = None) -> ForwardFlops:
+    """Operations of CoCa's forward pass over `batch` pictures and captions of `text_length` ids, start and end counted.
+
+    Causal attention is counted in full, as is usual for model-FLOPs utilisation.
+    """
+    vision, text, pooler = config.vision, config.text, config.pooler
+    patches = ((image_size_px or vision.image_size_px) // vision.patch_size_px) ** 2
+    queries, width = pooler.num_queries, text.width
+    contrastive_context = (queries, width) if pooler.arrangement == "cascade" else (patches, vision.width)
+    with_cls, predicted = text_length + 1, text_length - 1
+    encoder = _linear(patches, 3 * vision.patch_size_px**2, vision.width)
+    encoder += vision.depth * _block(patches, vision.width, vision.mlp_width)
+    unimodal = text.unimodal_depth * _block(with_cls, width, text.mlp_width)
+    multimodal = text.multimodal_depth * (
+        _block(predicted, width, text.mlp_width) + _attention(predicted, width, queries, width)
+    )
+    parts = ForwardFlops(
+        encoder=encoder,
+        generative_pooler=_attention(queries, width, patches, vision.width),
+        contrastive_pooler=_attention(1, width, *contrastive_context),
+        unimodal=unimodal,
+        multimodal=multimodal,
+        head=_linear(predicted, width, text.vocab_size),
+    )
+    return ForwardFlops(*(batch * part for part in parts))
+
+
+def _linear(positions: int, inputs: int, outputs: int) -> int:
+    return 2 * positions * inputs * outputs
+
+
+def _attention(queries: int, width: int, context: int, context_width: int) -> int:
+    projections = 2 * _linear(queries, width, width) + _linear(context, context_width, 2 * width)
+    return projections + 2 * _linear(queries, width, context)
+
+
+def _block(positions: int, width: int, mlp_width: int) -> int:
+    return _attention(positions, width, positions, width) + 2 * _linear(positions, width, mlp_width)

@@ -1,0 +1,64 @@
+"""Every weight's initialisation, in one place.
+
+Each parameter draws from its own generator, seeded by (seed, name): the values depend neither on the order in
+which modules are built nor on how many ranks share them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import nn
+
+from opencoca.model.coca import CoCa
+
+_RESIDUAL_OUTPUTS = ("self_attention.out.weight", "cross_attention.out.weight", "mlp.down.weight")
+
+
+def build(config, seed: int = 0, device: str | torch.device = "cpu") -> CoCa:
+    """A freshly initialised CoCa on `device`."""
+    with torch.device("meta"):
+        model = CoCa(config)
+    model = model.to_empty(device=device)
+    if config.text.tie_output:
+        model.head.weight = model.unimodal.tokens.weight
+    init_weights(model, seed)
+    return model
+
+
+@torch.no_grad()
+def init_weights(model: CoCa, seed: int = 0) -> None:
+    """Fills every parameter in place.
+
+    Matrices: normal with variance 1 / fan-in; those that write into the residual stream are scaled down by the
+    square root of the number of writers. Embeddings, positions and queries: normal(0, 0.02), the queries
+    normal(0, 1), since a norm follows. Norms 1, biases 0. Temperature: `config.init_temperature`.
+    """
+    writers = {"encoder": 2 * len(model.encoder.blocks), "unimodal": 2 * len(model.unimodal.blocks)}
+    writers["multimodal"] = writers["unimodal"] + 3 * len(model.multimodal.blocks)
+    for name, parameter in model.named_parameters():
+        part, _, rest = name.partition(".")
+        if name == "log_scale":
+            parameter.fill_(-math.log(model.config.init_temperature))
+        elif name.endswith("bias"):
+            parameter.zero_()
+        elif "norm" in name:
+            parameter.fill_(1.0)
+        elif name.endswith("queries_QD"):
+            _normal(parameter, 1.0, seed, name)
+        elif name.endswith(("positions_PD", "positions_TD", "cls_D", "tokens.weight")):
+            _normal(parameter, 0.02, seed, name)
+        else:
+            std = parameter.shape[1] ** -0.5
+            if rest.endswith(_RESIDUAL_OUTPUTS):
+                std *= writers[part] ** -0.5
+            _normal(parameter, std, seed, name)
+
+
+def _normal(parameter: nn.Parameter, std: float, seed: int, name: str) -> None:
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=False) % 2**63)
+    values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+    parameter.copy_(values)

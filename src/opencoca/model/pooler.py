@@ -1,0 +1,26 @@
+"""Attentional pooling: learnable queries read a sequence through one attention layer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from opencoca.model.attention import Attention
+
+
+class AttentionalPooler(nn.Module):
+    """One multi-head attention layer with learnable queries (CoCa section 3.2), norms before and after it."""
+
+    def __init__(self, num_queries: int, width: int, num_heads: int, context_width: int) -> None:
+        super().__init__()
+        self.queries_QD = nn.Parameter(torch.empty(num_queries, width))
+        self.norm_queries = nn.LayerNorm(width)
+        self.norm_context = nn.LayerNorm(context_width)
+        self.attention = Attention(width, num_heads, context_width)
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(self, context_BSD: Tensor) -> Tensor:
+        """Pools a context [B,S,D'] of any length into [B,Q,D]."""
+        queries_BQD = self.norm_queries(self.queries_QD).expand(context_BSD.shape[0], -1, -1)
+        context = self.attention.keys_values(self.norm_context(context_BSD))
+        return self.norm_out(self.attention(queries_BQD, context))

@@ -1,0 +1,54 @@
+"""The image encoder: a plain ViT without a class token (the poolers take its place)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from opencoca.config import VisionConfig
+from opencoca.model.blocks import Block
+
+
+class VisionTransformer(nn.Module):
+    """ViT encoder (CoCa section 3.2). The norm after the last block is the poolers' `norm_context`."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch = nn.Linear(3 * config.patch_size_px**2, config.width)
+        self.positions_PD = nn.Parameter(torch.empty(config.grid**2, config.width))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.num_heads, config.mlp_width, causal=False) for _ in range(config.depth)
+        )
+
+    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+        """Encodes pixels [B,C,H,W], H and W multiples of the patch size, into tokens [B,P,D], row by row."""
+        tokens_BPD = self.patch(patchify(pixels_BCHW, self.config.patch_size_px))
+        tokens_BPD = tokens_BPD + self.positions(*(side // self.config.patch_size_px for side in pixels_BCHW.shape[2:]))
+        for block in self.blocks:
+            tokens_BPD = block(tokens_BPD)
+        return tokens_BPD
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Position embeddings [P,D] for a grid of patches; another grid than the trained one is interpolated."""
+        grid = self.config.grid
+        if (rows, columns) == (grid, grid):
+            return self.positions_PD
+        trained_1DHW = self.positions_PD.T.reshape(1, -1, grid, grid)
+        wanted_1DHW = F.interpolate(
+            trained_1DHW.float(), (rows, columns), mode="bicubic", antialias=True, align_corners=False
+        )
+        return wanted_1DHW.to(self.positions_PD.dtype).flatten(2)[0].T
+
+
+def patchify(pixels_BCHW: Tensor, patch_size_px: int) -> Tensor:
+    """Cuts pixels [B,C,H,W] into patches [B,P,C*p*p], row by row, each flattened as a convolution kernel is.
+
+    Raises: ValueError where a side isn't a multiple of the patch size.
+    """
+    _, _, height, width = pixels_BCHW.shape
+    if height % patch_size_px or width % patch_size_px:
+        raise ValueError(f"pictures of {height}x{width} px can't be cut into patches of {patch_size_px} px")
+    patches = pixels_BCHW.unflatten(3, (-1, patch_size_px)).unflatten(2, (-1, patch_size_px))
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

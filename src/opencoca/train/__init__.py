@@ -1,0 +1,1 @@
+"""Training: one flat loop over a Task."""

@@ -1,0 +1,148 @@
+"""Where numbers go while a model trains: JSONL, TensorBoard, and a person's terminal; and what the machine could do."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from opencoca.checkpoint import write_atomically
+
+
+class Sink(Protocol):
+    """Takes named numbers of a step."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonlSink:
+    """One JSON object a line in `metrics.jsonl`; on resume, lines from after the checkpoint are cut off."""
+
+    def __init__(self, path: Path, resumed_step: int = 0) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [row for row in read_jsonl(path) if row["step"] <= resumed_step] if resumed_step else []
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardSink:
+    """TensorBoard scalars; `available` says whether the `train` extra is installed."""
+
+    def __init__(self, folder: Path, resumed_step: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=resumed_step + 1 if resumed_step else None)
+
+    @staticmethod
+    def available() -> bool:
+        """True where tensorboard can be imported."""
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError:
+            return False
+        return True
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class ConsoleSink:
+    """A live line on a terminal, a plain line per log step elsewhere."""
+
+    def __init__(self, steps: int, start: int = 0, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._steps, self._start, self._began = steps, start, time.monotonic()
+        self._progress: Progress | None = None
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[line]}"),
+                TimeElapsedColumn(),
+                console=self._console,
+            )
+            self._task = self._progress.add_task("", total=steps, completed=start, line="")
+            self._progress.start()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if "loss" not in values:
+            shown = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+            self._console.print(f"step {step}  {shown}", highlight=False, soft_wrap=True)
+            return
+        rate = (step - self._start) / max(time.monotonic() - self._began, 1e-9)
+        line = (
+            f"contrastive {values['contrastive']:.3f}  captioning {values['captioning']:.3f}  "
+            f"lr {values['learning_rate']:.1e}  {values['samples_per_s']:.0f} samples/s  "
+            f"ETA {_clock((self._steps - step) / max(rate, 1e-9))}"
+        )
+        if self._progress is not None:
+            self._progress.update(self._task, completed=step, line=line)
+        else:
+            self._console.print(f"step {step}/{self._steps}  {line}", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 5) -> float:
+    """Operations per second of a square matrix product, the median of `repeats`: the machine's practical peak."""
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(repeats + 1):
+        _synchronise(device)
+        began = time.perf_counter()
+        a @ b
+        _synchronise(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(seconds[1:])
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held so far (resident set)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

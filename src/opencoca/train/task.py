@@ -1,0 +1,60 @@
+"""Tasks: what the one training loop trains. Pretraining is here; others implement the same protocol."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from opencoca.config import LossConfig, ModelConfig
+from opencoca.losses import captioning_loss, contrastive_loss
+from opencoca.model.coca import CoCa
+from opencoca.model.flops import forward_flops
+from opencoca.types import Batch
+
+
+class TaskLoss(NamedTuple):
+    """The scalar to minimise, and named scalars for the log (detached)."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Task(Protocol):
+    """One objective over one kind of batch."""
+
+    def loss(self, model: CoCa, batch: Batch) -> TaskLoss:
+        """One forward pass."""
+        ...
+
+    def forward_flops(self, batch: Batch) -> int:
+        """Floating-point operations of that forward pass."""
+        ...
+
+
+class Pretraining:
+    """Contrastive and captioning loss in one forward pass (CoCa Eq. 4)."""
+
+    def __init__(self, model: ModelConfig, weights: LossConfig) -> None:
+        self.model_config = model
+        self.weights = weights
+
+    def loss(self, model: CoCa, batch: Batch) -> TaskLoss:
+        """The weighted sum of both losses, and each of them."""
+        output = model(batch.pixels, batch.ids, batch.valid)
+        contrastive = contrastive_loss(
+            output.image_embed,
+            output.text_embed,
+            output.image_embed,
+            output.text_embed,
+            output.scale,
+            group_ids=batch.group_ids,
+        )
+        captioning = captioning_loss(model.caption_logits(output.decoded), batch.ids[:, 1:], batch.valid[:, 1:])
+        total = self.weights.contrastive_weight * contrastive + self.weights.captioning_weight * captioning
+        parts = {"contrastive": contrastive.detach(), "captioning": captioning.detach(), "scale": output.scale.detach()[0]}
+        return TaskLoss(total, parts)
+
+    def forward_flops(self, batch: Batch) -> int:
+        """Matrix products of the batch as it is computed, padding up to its longest caption included."""
+        return forward_flops(self.model_config, *batch.ids.shape, image_size_px=batch.pixels.shape[-1]).total
