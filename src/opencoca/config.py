@@ -146,6 +146,8 @@ class DataConfig:
     """Which shards, and how they are drawn.
 
     max_shift_px: each picture is shifted by up to this many pixels both ways, white filled in; 0 turns it off.
+    text_buckets: a batch's captions are read in up to so many runs of like length, which changes no value and
+        saves padding.
     """
 
     folder: str
@@ -153,6 +155,7 @@ class DataConfig:
     train_split: str = "train"
     val_split: str = "val"
     max_shift_px: int = 0
+    text_buckets: int = 4
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, f"batch_size {self.batch_size} must be at least 1")

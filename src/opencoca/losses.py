@@ -46,21 +46,26 @@ def contrastive_loss(
     return total
 
 
-def captioning_loss(logits: Tensor, targets: Tensor, valid: Tensor, token_count: Tensor | int | None = None) -> Tensor:
+def captioning_loss(
+    logits: Tensor, targets: Tensor, valid: Tensor | None = None, token_count: Tensor | int | None = None
+) -> Tensor:
     """Mean negative log-likelihood of the caption tokens, in nats per token; 0 where there is no token.
 
     Args:
-        logits: [B,T,V]; position t predicts targets[:, t].
-        targets: token ids [B,T].
-        valid: [B,T] bool, True where a target counts.
+        logits: [B,T,V]; position t predicts targets[:, t]. Or [X,V], any X positions picked out of a batch.
+        targets: token ids [B,T] or [X].
+        valid: bool, like targets, True where a target counts; all do by default.
         token_count: tokens of the global batch; this rank's own by default.
 
     Source: CoCa Eq. 3. The paper doesn't state how the sum over tokens is reduced; here every token weighs the
     same, in whichever caption and on whichever rank it stands.
     """
-    count = valid.sum() if token_count is None else torch.as_tensor(token_count, device=logits.device)
-    nats = F.cross_entropy(at_least_fp32(logits).flatten(0, 1), targets.flatten(), reduction="none")
-    return (nats * valid.flatten()).sum() / count.clamp(min=1)
+    nats = F.cross_entropy(at_least_fp32(logits).flatten(0, -2), targets.flatten(), reduction="none")
+    if valid is not None:
+        nats = nats * valid.flatten()
+    if token_count is None:
+        token_count = nats.numel() if valid is None else valid.sum()
+    return nats.sum() / torch.as_tensor(token_count, device=logits.device).clamp(min=1)
 
 
 def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:

@@ -19,12 +19,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class TextBucket(NamedTuple):
+    """Rows first .. last - 1 of a batch, whose captions have at most `length` ids, start and end counted."""
+
+    first: int
+    last: int
+    length: int
+
+
 class Batch(NamedTuple):
     """One batch of image-text pairs, as the loader yields it.
 
     Shapes: pixels [B,C,H,W] normalised float; ids [B,T] int64, start .. end, padded on the right;
     valid [B,T] bool, True on real tokens; group_ids [B] int64, equal where two pairs are not each
-    other's negatives (the same caption); keys are the sample ids, for logs and quarantine.
+    other's negatives (the same caption); keys are the sample ids, for logs and quarantine; buckets
+    cut the rows, which stand in order of caption length, so that short captions carry little padding.
     """
 
     pixels: Tensor
@@ -32,6 +41,7 @@ class Batch(NamedTuple):
     valid: Tensor
     group_ids: Tensor
     keys: tuple[str, ...]
+    buckets: tuple[TextBucket, ...] = ()
 
 
 class ImageFeatures(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from opencoca.config import PixelConfig
 from opencoca.data.pixels import normalise, open_picture, to_square
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import DataError
-from opencoca.types import Batch
+from opencoca.types import Batch, TextBucket
 
 
 class Source(Protocol):
@@ -30,6 +30,13 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int): ...
+
+
+class _Decoded(NamedTuple):
+    key: str
+    caption: str
+    group: str  # pairs that share it are not each other's negatives
+    picture: np.ndarray
 
 
 class PairLoader:
@@ -49,13 +56,14 @@ class PairLoader:
         pixels: PixelConfig,
         seed: int,
         max_shift_px: int = 0,
+        text_buckets: int = 1,
         cache_bytes: int = 512 * 2**20,
     ) -> None:
         if len(source) == 0:
             raise DataError("the training split has no samples; prepare the data again or name another split")
         self.source, self.tokenizer, self.pixels, self.seed = source, tokenizer, pixels, seed
         self.batch_size, self.image_size_px, self.context_length = batch_size, image_size_px, context_length
-        self.max_shift_px = max_shift_px
+        self.max_shift_px, self.text_buckets = max_shift_px, text_buckets
         self._room = cache_bytes // (3 * image_size_px**2)
         self._cache: dict[int, np.ndarray] = {}
         self._key_hashes = np.array([_hash64(key) for key in source.keys], dtype=np.uint64)
@@ -72,18 +80,22 @@ class PairLoader:
         epochs, places = np.divmod(np.arange(position, position + self.batch_size), len(self.source))
         indices = np.array([self._permutation(int(e))[p] for e, p in zip(epochs, places, strict=True)])
         samples = [self._sample(int(index)) for index in indices]
-        pictures_BHWC = np.stack([picture for picture, _, _ in samples])
-        captions = [caption for _, caption, _ in samples]
+        captions = [sample.caption for sample in samples]
+        pictures_BHWC = np.stack([sample.picture for sample in samples])
         if self.max_shift_px:
             pictures_BHWC = self._shifted(pictures_BHWC, epochs, indices)
         ids_BT, valid_BT = self.tokenizer.encode_batch(captions, self.context_length)
-        groups = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
+        groups = {group: i for i, group in enumerate(dict.fromkeys(sample.group for sample in samples))}
+        group_ids = torch.tensor([groups[sample.group] for sample in samples])
+        lengths_B = valid_BT.sum(dim=1)
+        order = torch.argsort(lengths_B, stable=True)
         return Batch(
-            torch.from_numpy(normalise(pictures_BHWC, self.pixels.mean, self.pixels.std)),
-            ids_BT,
-            valid_BT,
-            torch.tensor([groups[caption] for caption in captions]),
-            tuple(key for _, _, key in samples),
+            torch.from_numpy(normalise(pictures_BHWC[order], self.pixels.mean, self.pixels.std)),
+            ids_BT[order],
+            valid_BT[order],
+            group_ids[order],
+            tuple(samples[i].key for i in order),
+            bucket_by_length(lengths_B[order].tolist(), self.text_buckets),
         )
 
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -92,14 +104,15 @@ class PairLoader:
             self._order = epoch, generator.permutation(len(self.source))
         return self._order[1]
 
-    def _sample(self, index: int) -> tuple[np.ndarray, str, str]:
+    def _sample(self, index: int) -> _Decoded:
         sample = self.source[index]
         picture = self._cache.get(index)
         if picture is None:
             picture = to_square(open_picture(sample.picture), self.image_size_px, self.pixels.fit)
             if len(self._cache) < self._room:
                 self._cache[index] = picture
-        return picture, sample.caption, sample.key
+        group = str(sample.attributes.get("picture") or sample.caption)
+        return _Decoded(sample.key, sample.caption, group, picture)
 
     def _shifted(self, pictures_BHWC: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Each picture moved by up to `max_shift_px` on both axes, white filled in."""
@@ -111,6 +124,21 @@ class PairLoader:
         return np.stack(
             [p[y : y + size, x : x + size] for p, y, x in zip(padded, tops, lefts, strict=True)],
         )
+
+
+def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...]:
+    """Cuts ascending lengths into at most `most` runs, such that padding each run to its longest costs least."""
+    stops = [i + 1 for i in range(len(lengths)) if i + 1 == len(lengths) or lengths[i] != lengths[i + 1]]
+    best: dict[int, tuple[int, tuple[TextBucket, ...]]] = {0: (0, ())}  # rows covered: padded ids, buckets
+    for _ in range(most):
+        for stop in reversed(stops):
+            for first, (cost, buckets) in list(best.items()):
+                if first < stop:
+                    length = lengths[stop - 1]
+                    offer = cost + (stop - first) * length, (*buckets, TextBucket(first, stop, length))
+                    if stop not in best or offer[0] < best[stop][0]:
+                        best[stop] = offer
+    return best[len(lengths)][1]
 
 
 def _hash64(key: str) -> int:

@@ -155,7 +155,7 @@ def to_square(image: Image.Image, size_px: int, fit: str = "crop") -> np.ndarray
     Args: fit "crop" scales the shorter side to size_px and cuts out the centre; "pad" scales the longer side and fills
       up with white, so nothing of the picture is lost.
     Source: the rounding of torchvision's Resize and CenterCrop, which CLIP's and OpenCLIP's preprocessing use.
-    Differs: only the part that is kept is ever resampled, so a very long picture costs no memory.
+    Differs: of a picture over 16 times as long as wide only the kept part is resampled, so that it costs no memory.
     """
     width, height = image.size
     image = image if image.mode == "RGB" else _to_rgb(image, "the image")
@@ -163,6 +163,9 @@ def to_square(image: Image.Image, size_px: int, fit: str = "crop") -> np.ndarray
         short = min(width, height)
         wide, high = int(size_px * width / short), int(size_px * height / short)
         left, top = round((wide - size_px) / 2), round((high - size_px) / 2)
+        if max(wide, high) <= 16 * size_px:
+            image = image.resize((wide, high), Image.Resampling.BICUBIC)
+            return np.asarray(image.crop((left, top, left + size_px, top + size_px)))
         across, down = width / wide, height / high
         box = (left * across, top * down, min((left + size_px) * across, width), min((top + size_px) * down, height))
         return np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))

@@ -246,7 +246,7 @@ def _members(data, path: Path):
             raise DataError(f"{path} ends inside the member at byte {offset}; {REPAIR}")
         plain = kind in (b"0", b"\0") and not renamed
         name = header[:100].split(b"\0")[0]
-        if header[257:262] == b"ustar" and header[262:264] == b"\x0000" and header[345] != 0:
+        if header[257:265] == b"ustar\x0000" and header[345] != 0:
             name = header[345:500].split(b"\0")[0] + b"/" + name
         yield (name.decode("utf-8", "replace") if plain else None), start, size
         renamed = kind in (b"x", b"L", b"K")  # the next member's true name is in this one, which isn't read

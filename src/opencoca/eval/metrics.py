@@ -89,7 +89,10 @@ def cider(
 
     def vectors(text: Words) -> list[Vector]:
         return [
-            {gram: count * (log_pictures - math.log(max(1, frequency[gram]))) for gram, count in _ngrams(text, n).items()}
+            {
+                gram: count * (log_pictures - math.log(max(1, frequency[gram])))
+                for gram, count in _ngrams(text, n).items()
+            }
             for n in range(1, MAX_ORDER + 1)
         ]
 

@@ -29,8 +29,8 @@ _REWRITE = re.compile("|".join(map(re.escape, _REWRITTEN)))
 _BRACKETS = str.maketrans({"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"})
 
 _ABBREVIATIONS = (
-    "mr mrs ms dr st jr sr prof gen col capt lt sgt rev hon gov sen rep ave blvd rd mt ft ext al etc vs inc co corp ltd "
-    "jan feb mar apr jun jul aug sep sept oct nov dec"
+    "mr mrs ms dr st jr sr prof gen col capt lt sgt rev hon gov sen rep ave blvd rd mt ft ext al etc vs inc co corp "
+    "ltd jan feb mar apr jun jul aug sep sept oct nov dec"
 ).replace(" ", "|")
 _CLITIC = r"(?:['’](?:s|m|d|re|ve|ll)|n['’]t)(?!\w)"
 _WORD = rf"(?>(?:(?!{_CLITIC})[^\W_])+)"  # letters and digits, up to a clitic; atomic, so that it is never cut short

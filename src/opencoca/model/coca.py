@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +14,7 @@ from opencoca.model.blocks import LayerCache
 from opencoca.model.pooler import AttentionalPooler
 from opencoca.model.text import MultimodalDecoder, UnimodalDecoder
 from opencoca.model.vit import VisionTransformer
-from opencoca.types import CoCaOutput, ImageFeatures, TextFeatures
+from opencoca.types import CoCaOutput, ImageFeatures, TextBucket, TextFeatures
 
 
 class DecodeCache:
@@ -64,12 +66,22 @@ class CoCa(nn.Module):
             self.head.weight = self.unimodal.tokens.weight
         self.log_scale = nn.Parameter(torch.empty(1))
 
-    def forward(self, pixels_BCHW: Tensor, ids_BT: Tensor, valid_BT: Tensor) -> CoCaOutput:
-        """One pass for both losses; `decoded` [B,T-1,D] stands where the next token is predicted."""
+    def forward(
+        self, pixels_BCHW: Tensor, ids_BT: Tensor, valid_BT: Tensor, buckets: Sequence[TextBucket] = ()
+    ) -> CoCaOutput:
+        """One pass for both losses; `decoded` [B,T-1,D] stands where the next token is predicted.
+
+        With `buckets`, each run of rows is read at its own length: the same values, without most of the padding,
+        where `decoded` holds zeros.
+        """
         image = self.encode_image(pixels_BCHW)
-        text = self.encode_text(ids_BT, valid_BT)
-        decoded_BTD = self.decode(image.tokens, text.tokens[:, :-1])
-        return CoCaOutput(image.embed, text.embed, decoded_BTD, self.log_scale.exp())
+        embeds, decoded = [], []
+        for first, last, length in buckets or (TextBucket(0, *ids_BT.shape),):
+            text = self.encode_text(ids_BT[first:last, :length], valid_BT[first:last, :length])
+            decoded_BTD = self.decode(image.tokens[first:last], text.tokens[:, :-1])
+            embeds.append(text.embed)
+            decoded.append(F.pad(decoded_BTD, (0, 0, 0, ids_BT.shape[1] - length)))
+        return CoCaOutput(image.embed, torch.cat(embeds), torch.cat(decoded), self.log_scale.exp())
 
     def encode_image(self, pixels_BCHW: Tensor) -> ImageFeatures:
         """Embeddings [B,E], unit-norm, and generative tokens [B,Q,D] of normalised pixels [B,C,H,W]."""

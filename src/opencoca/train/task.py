@@ -41,7 +41,7 @@ class Pretraining:
 
     def loss(self, model: CoCa, batch: Batch) -> TaskLoss:
         """The weighted sum of both losses, and each of them."""
-        output = model(batch.pixels, batch.ids, batch.valid)
+        output = model(batch.pixels, batch.ids, batch.valid, batch.buckets)
         contrastive = contrastive_loss(
             output.image_embed,
             output.text_embed,
@@ -50,11 +50,15 @@ class Pretraining:
             output.scale,
             group_ids=batch.group_ids,
         )
-        captioning = captioning_loss(model.caption_logits(output.decoded), batch.ids[:, 1:], batch.valid[:, 1:])
+        predicts = batch.valid[:, 1:]  # the head runs on these positions only
+        captioning = captioning_loss(model.caption_logits(output.decoded[predicts]), batch.ids[:, 1:][predicts])
         total = self.weights.contrastive_weight * contrastive + self.weights.captioning_weight * captioning
         parts = {"contrastive": contrastive.detach(), "captioning": captioning.detach(), "scale": output.scale.detach()[0]}
         return TaskLoss(total, parts)
 
     def forward_flops(self, batch: Batch) -> int:
-        """Matrix products of the batch as it is computed, padding up to its longest caption included."""
-        return forward_flops(self.model_config, *batch.ids.shape, image_size_px=batch.pixels.shape[-1]).total
+        """Matrix products that the batch's real tokens need; padding counts for nothing."""
+        lengths = batch.valid.sum(dim=1).tolist()
+        return sum(
+            forward_flops(self.model_config, 1, length, batch.pixels.shape[-1]).total for length in lengths
+        )
