@@ -27,11 +27,9 @@ class VisionConfig:
     mlp_width: int
 
     def __post_init__(self) -> None:
-        _require(
-            self.image_size_px % self.patch_size_px == 0,
-            f"image_size_px {self.image_size_px} is not a multiple of patch_size_px {self.patch_size_px}",
-        )
-        _require_heads("vision", self.width, self.num_heads)
+        _require_positive(self, "image_size_px", "patch_size_px", "width", "depth", "num_heads", "mlp_width")
+        _require_multiple(self, "image_size_px", "patch_size_px")
+        _require_multiple(self, "width", "num_heads")
 
     @property
     def grid(self) -> int:
@@ -51,7 +49,7 @@ class PoolerConfig:
     arrangement: Literal["cascade", "parallel"] = "cascade"
 
     def __post_init__(self) -> None:
-        _require(self.num_queries >= 1, f"num_queries {self.num_queries} must be at least 1")
+        _require_positive(self, "num_queries")
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,13 @@ class TextConfig:
     tie_output: bool = False
 
     def __post_init__(self) -> None:
-        _require_heads("text", self.width, self.num_heads)
-        _require(self.context_length >= 2, f"context_length {self.context_length} leaves no room for start and end")
+        _require_positive(self, "vocab_size", "width", "unimodal_depth", "num_heads", "mlp_width")
+        _require(self.multimodal_depth >= 0, f"multimodal_depth {self.multimodal_depth} must not be negative")
+        _require_multiple(self, "width", "num_heads")
+        _require(
+            self.context_length >= 2,
+            f"context_length {self.context_length} leaves no room for start and end; give at least 2",
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,12 @@ class ModelConfig:
     text: TextConfig
     pooler: PoolerConfig = field(default_factory=PoolerConfig)
     init_temperature: float = 0.07
+
+    def __post_init__(self) -> None:
+        _require(
+            0.01 <= self.init_temperature <= 1,
+            f"init_temperature {self.init_temperature} must be in [0.01, 1], where training clamps it",
+        )
 
     @property
     def embed_dim(self) -> int:
@@ -136,8 +145,15 @@ class OptimConfig:
         _require(self.steps >= 1, f"steps {self.steps} must be at least 1")
         _require(
             0 <= self.warmup_steps < self.steps,
-            f"warmup_steps {self.warmup_steps} must be below steps {self.steps}; lower --optim.warmup-steps",
+            f"warmup_steps {self.warmup_steps} must be in [0, {self.steps}), below steps; set --optim.warmup-steps",
         )
+        _require(self.peak_lr > 0, f"peak_lr {self.peak_lr} must be above 0")
+        _require(
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"beta1 {self.beta1} and beta2 {self.beta2} must be in [0, 1)"
+        )
+        _require(self.eps >= 0, f"eps {self.eps} must not be negative")
+        _require(self.weight_decay >= 0, f"weight_decay {self.weight_decay} must not be negative")
+        _require(self.clip_norm > 0, f"clip_norm {self.clip_norm} must be above 0; inf turns clipping off")
         _require(0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay} must be in [0, 1); 0 turns it off")
 
 
@@ -158,7 +174,8 @@ class DataConfig:
     text_buckets: int = 4
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 1, f"batch_size {self.batch_size} must be at least 1")
+        _require_positive(self, "batch_size", "text_buckets")
+        _require(self.max_shift_px >= 0, f"max_shift_px {self.max_shift_px} must not be negative; 0 turns it off")
 
 
 @dataclass(frozen=True)
@@ -176,6 +193,9 @@ class RunConfig:
     checkpoint_every_steps: int = 200
     keep_checkpoints: int = 2
     tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "log_every_steps", "keep_checkpoints")
 
 
 @dataclass(frozen=True)
@@ -208,8 +228,20 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _require_heads(part: str, width: int, num_heads: int) -> None:
-    _require(width % num_heads == 0, f"{part} width {width} is not a multiple of num_heads {num_heads}")
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= 1, f"{name} {value} in {type(config).__name__} must be at least 1")
+
+
+def _require_multiple(config: Any, name: str, unit_name: str) -> None:
+    value, unit = getattr(config, name), getattr(config, unit_name)
+    below = value // unit * unit
+    near = f"{below} and {below + unit} are" if below else f"{unit} is"
+    _require(
+        value % unit == 0,
+        f"{name} {value} in {type(config).__name__} is not a multiple of {unit_name} {unit}; {near}",
+    )
 
 
 def _build(kind: Any, value: Any, path: str) -> Any:
@@ -224,15 +256,18 @@ def _build(kind: Any, value: Any, path: str) -> Any:
         missing = sorted(required - set(value))
         if unknown or missing:
             raise ConfigError(
-                f"{path} has unknown fields {unknown} and lacks {missing}; was it written by another version of opencoca?"
+                f"{path} has unknown fields {unknown} and lacks {missing}; "
+                "was it written by another version of opencoca?"
             )
         return kind(**{name: _build(hints[name], item, f"{path}.{name}") for name, item in value.items()})
     origin = typing.get_origin(kind)
     if origin is Literal:
         ok = value in typing.get_args(kind)
     elif origin is tuple:
-        value = tuple(value) if isinstance(value, list | tuple) else value
-        ok = isinstance(value, tuple) and len(value) == len(typing.get_args(kind))
+        kinds = typing.get_args(kind)
+        ok = isinstance(value, list | tuple) and len(value) == len(kinds)
+        if ok:
+            value = tuple(_build(k, item, f"{path}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
     elif origin in (typing.Union, types.UnionType):
         return value
     elif kind is float:
@@ -241,5 +276,6 @@ def _build(kind: Any, value: Any, path: str) -> Any:
     else:
         ok = isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
     if not ok:
-        raise ConfigError(f"{path} is {value!r}, which is not a {kind}; restore the file or write the model again")
+        wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        raise ConfigError(f"{path} is {value!r}, which is not {wanted}; restore the file or write the model again")
     return value

@@ -28,7 +28,7 @@ ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 # They are plain entries of the vocabulary: the library would search registered "added tokens" in the user's text.
 SPECIAL_NAMES = ("pad ", "start ", "end ")
 MARK = " "  # not a byte character either; see _unigram
-MAX_WORD_BYTES = 256  # the trainer's likelihoods underflow on words of thousands of bytes
+MAX_WORD_BYTES = 256  # training learns from no more of a word; one of 300,000 bytes would take it minutes
 MAX_TRAINING_WORDS = 5_000_000  # counts are scaled down to about this: training needs their proportions only
 MIN_VOCAB_SIZE = len(SPECIAL_NAMES) + len(ALPHABET)
 

@@ -123,7 +123,7 @@ def _bounded(model: CoCa, max_tokens: int) -> int:
 
 def _log_probs(logits_BV: Tensor, special: SpecialIds) -> Tensor:
     """Log-probabilities in float64; pad and start can't be generated."""
-    logits_BV = logits_BV.double()
+    logits_BV = logits_BV.to(torch.float64, copy=True)
     logits_BV[:, [special.pad, special.start]] = float("-inf")
     return logits_BV.log_softmax(dim=-1)
 

@@ -108,8 +108,12 @@ class CoCa(nn.Module):
         """An empty cache for B * `beams` sequences of up to `capacity` tokens.
 
         Each picture's keys and values are projected once, and its beams share them.
+
+        Raises: ValueError for more tokens than there are positions.
         """
         text = self.config.text
+        if capacity > text.context_length:
+            raise ValueError(f"a capacity of {capacity} tokens is beyond context_length {text.context_length}")
         rows, head_width = image_tokens_BQD.shape[0] * beams, text.width // text.num_heads
 
         def empty() -> KVCache:

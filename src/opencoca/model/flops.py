@@ -1,4 +1,4 @@
-"""Floating-point operations of a forward pass, counted from the configuration: matrix products only, 2 per multiply-add."""
+"""Floating-point operations of a forward pass, from the configuration: matrix products only, 2 per multiply-add."""
 
 from __future__ import annotations
 

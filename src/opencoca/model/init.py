@@ -12,12 +12,13 @@ import math
 import torch
 from torch import nn
 
+from opencoca.config import ModelConfig
 from opencoca.model.coca import CoCa
 
 _RESIDUAL_OUTPUTS = ("self_attention.out.weight", "cross_attention.out.weight", "mlp.down.weight")
 
 
-def build(config, seed: int = 0, device: str | torch.device = "cpu") -> CoCa:
+def build(config: ModelConfig, seed: int = 0, device: str | torch.device = "cpu") -> CoCa:
     """A freshly initialised CoCa on `device`."""
     with torch.device("meta"):
         model = CoCa(config)
@@ -33,8 +34,8 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
     """Fills every parameter in place.
 
     Matrices: normal with variance 1 / fan-in; those that write into the residual stream are scaled down by the
-    square root of the number of writers. Embeddings, positions and queries: normal(0, 0.02), the queries
-    normal(0, 1), since a norm follows. Norms 1, biases 0. Temperature: `config.init_temperature`.
+    square root of the number of writers. Embeddings, positions and [CLS]: normal(0, 0.02). Queries: normal(0, 1),
+    since a norm follows. Norms 1, biases 0. Temperature: `config.init_temperature`.
     """
     writers = {"encoder": 2 * len(model.encoder.blocks), "unimodal": 2 * len(model.unimodal.blocks)}
     writers["multimodal"] = writers["unimodal"] + 3 * len(model.multimodal.blocks)

@@ -28,7 +28,12 @@ class UnimodalDecoder(nn.Module):
 
         Everything is causal and padding stands on the right of [CLS], so nothing real ever sees it and no mask
         is needed. Token outputs at padding positions are meaningless.
+
+        Raises: ValueError for more ids than the context has room for.
         """
+        room = self.positions_TD.shape[0] - 1
+        if ids_BT.shape[1] > room:
+            raise ValueError(f"captions of {ids_BT.shape[1]} ids don't fit context_length {room}; cut them to it")
         lengths_B = valid_BT.sum(dim=1)
         at_cls_BT1 = torch.arange(ids_BT.shape[1] + 1, device=ids_BT.device) == lengths_B[:, None]
         embedded_BTD = self.tokens(F.pad(ids_BT, (0, 1)))

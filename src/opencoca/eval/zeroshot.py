@@ -1,0 +1,54 @@
+"""Zero-shot classification of an attribute by prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Attribute(NamedTuple):
+    """A question with a closed list of answers: labels, the words for each, and sentences to put them into.
+
+    `field` is the sample attribute that holds the true label (a list counts where it has one entry).
+    """
+
+    name: str
+    field: str
+    labels: tuple[str, ...]
+    words: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    def truths(self, attributes: Sequence[dict]) -> list[int | None]:
+        """Each sample's label index, None where the attribute doesn't apply."""
+        truths = []
+        for sample in attributes:
+            value = sample.get(self.field)
+            if isinstance(value, list):
+                value = value[0] if len(value) == 1 else None
+            truths.append(self.labels.index(value) if value in self.labels else None)
+        return truths
+
+
+class Confusion(NamedTuple):
+    """counts [L][L], rows the truth and columns the prediction, and accuracy over all rows."""
+
+    counts: list[list[int]]
+    accuracy: float
+
+
+def zero_shot(image_embeds: Tensor, label_embeds: Tensor, truths: Sequence[int | None]) -> Confusion:
+    """Nearest label for each picture that has a truth: embeddings [I,E] and [L,E], both unit-norm."""
+    rows = [row for row, truth in enumerate(truths) if truth is not None]
+    predicted = (image_embeds[rows] @ label_embeds.T).argmax(dim=-1).tolist()
+    return confusion([truths[row] for row in rows], predicted, len(label_embeds))
+
+
+def confusion(truths: Sequence[int | None], predicted: Sequence[int], labels: int) -> Confusion:
+    """The confusion matrix of two aligned lists of label indices."""
+    counts = torch.zeros(labels, labels, dtype=torch.long)
+    for truth, guess in zip(truths, predicted, strict=True):
+        counts[truth, guess] += 1
+    return Confusion(counts.tolist(), counts.diag().sum().item() / max(1, counts.sum().item()))

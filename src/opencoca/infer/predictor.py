@@ -1,0 +1,132 @@
+"""The Predictor: pictures and words in, captions, probabilities and embeddings out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from opencoca.config import Config
+from opencoca.data.pixels import normalise, open_picture, to_square
+from opencoca.data.tokenizer import Tokenizer
+from opencoca.errors import ConfigError, DataError
+from opencoca.infer.generate import Generated, beam_search, greedy
+from opencoca.model.coca import CoCa
+from opencoca.types import ImageFeatures
+
+Picture = str | Path | bytes | Image.Image | np.ndarray
+Pictures = Picture | Sequence[Picture]
+
+
+class Predictor:
+    """A trained CoCa with its tokenizer and preprocessing.
+
+    Pictures are paths, file contents, `PIL.Image`s or uint8 arrays [H,W,3], one or many; results have one row per
+    picture. They pass through the model `batch_size` at a time, so memory doesn't grow with their number.
+    """
+
+    def __init__(self, model: CoCa, tokenizer: Tokenizer, config: Config, batch_size: int = 64) -> None:
+        if tokenizer.vocab_size != model.config.text.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.config.text.vocab_size}: "
+                "they belong to different models; restore tokenizer.json"
+            )
+        self.model, self.tokenizer, self.config, self.batch_size = model.eval(), tokenizer, config, batch_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.log_scale.device
+
+    def caption(self, images: Pictures, *, beams: int = 3, max_tokens: int = 32, length_penalty: float = 1.0) -> list[str]:
+        """One caption per picture. `beams` 1 is greedy; `max_tokens` doesn't count start and end.
+
+        Raises: DataError for a picture that can't be read; ConfigError for beams or max_tokens below 1.
+        """
+        captions: list[str] = []
+        for features in self._encoded(images):
+            generated = self.caption_tokens(
+                features.tokens, beams=beams, max_tokens=max_tokens, length_penalty=length_penalty
+            )
+            captions += [caption for caption, _ in generated]
+        return captions
+
+    def caption_tokens(
+        self, image_tokens: Tensor, *, beams: int = 3, max_tokens: int = 32, length_penalty: float = 1.0
+    ) -> list[tuple[str, Generated]]:
+        """Captions of pictures that are encoded already: (text, ids with log-probability) for tokens [B,Q,D]."""
+        if beams < 1 or max_tokens < 1:
+            raise ConfigError(f"beams {beams} and max_tokens {max_tokens} must be at least 1")
+        if beams > self.tokenizer.vocab_size // 2:
+            raise ConfigError(f"beams {beams} is more than half the vocabulary of {self.tokenizer.vocab_size}; take fewer")
+        special = self.tokenizer.special
+        if beams == 1:
+            generated = greedy(self.model, image_tokens, special, max_tokens)
+        else:
+            generated = beam_search(self.model, image_tokens, special, max_tokens, beams, length_penalty)
+        return [(self.tokenizer.decode(one.ids).strip(), one) for one in generated]
+
+    def classify(self, images: Pictures, labels: Sequence[str], *, templates: Sequence[str] = ("{}",)) -> Tensor:
+        """Zero-shot probabilities [I,L] of the labels, softmax over labels at the trained temperature.
+
+        `templates` are sentences with {} for the label; a label's embeddings over all of them are averaged.
+        """
+        labels_LE = self.embed_labels(labels, templates)
+        images_IE = self.embed_images(images)
+        return (self.model.log_scale.detach().exp().cpu() * images_IE @ labels_LE.T).softmax(dim=-1)
+
+    def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
+        """Unit-norm embeddings [L,E] of labels, averaged over templates."""
+        if isinstance(labels, str) or len(labels) < 1:
+            raise DataError("labels must be a list of at least one label, as in ['cat', 'dog']")
+        repeated = sorted({label for label in labels if list(labels).count(label) > 1})
+        if repeated or any(not label.strip() for label in labels):
+            raise DataError(f"labels must differ and not be empty; repeated: {repeated}, all: {list(labels)}")
+        if not templates or any("{}" not in template for template in templates):
+            raise DataError(f"every template needs {{}} where the label goes, got {list(templates)}")
+        texts = [template.replace("{}", label) for label in labels for template in templates]
+        return F.normalize(self.embed_texts(texts).unflatten(0, (len(labels), -1)).mean(dim=1), dim=-1)
+
+    def embed_images(self, images: Pictures) -> Tensor:
+        """Unit-norm embeddings, float32 [I,E], on the CPU."""
+        parts = [features.embed.float().cpu() for features in self._encoded(images)]
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.embed_dim)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: str | Sequence[str]) -> Tensor:
+        """Unit-norm embeddings, float32 [U,E], on the CPU; a text beyond the context loses its end."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        parts = []
+        for some in _chunks(texts, self.batch_size):
+            ids, valid = self.tokenizer.encode_batch(some, self.model.config.text.context_length)
+            parts.append(self.model.encode_text(ids.to(self.device), valid.to(self.device)).embed.float().cpu())
+        return torch.cat(parts) if parts else torch.empty(0, self.model.config.embed_dim)
+
+    def encode_images(self, images: Pictures) -> ImageFeatures:
+        """Embeddings [I,E] and decoder tokens [I,Q,D] from one pass of the encoder, on the model's device."""
+        return ImageFeatures(*(torch.cat(part) for part in zip(*self._encoded(images), strict=True)))
+
+    @torch.no_grad()
+    def _encoded(self, images: Pictures) -> Iterator[ImageFeatures]:
+        size_px, pixels = self.config.model.vision.image_size_px, self.config.pixels
+        for some in _chunks(_as_list(images), self.batch_size):
+            squares = np.stack([to_square(open_picture(image), size_px, pixels.fit) for image in some])
+            inputs = torch.from_numpy(normalise(squares, pixels.mean, pixels.std)).to(self.device)
+            yield self.model.encode_image(inputs)
+
+
+def _as_list(images: Pictures) -> list[Picture]:
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        return list(images)
+    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
+        return [images]
+    return list(images)
+
+
+def _chunks(items: list, size: int) -> Iterable[list]:
+    return (items[first : first + size] for first in range(0, len(items), size))

@@ -1,0 +1,68 @@
+"""The report of a run: one HTML file with its charts and pictures inside, which works offline, printed and on a phone.
+
+Standard library only. Fill a `ReportData` and call `write`; `render` gives the page as text. For a picture of it (the
+README's), photograph the top of the page with any browser:
+
+    chromium --headless --hide-scrollbars --screenshot=report.png --window-size=1200,900 file:///.../report.html
+"""
+
+import os
+from pathlib import Path
+
+from opencoca.errors import OpenCoCaError
+from opencoca.report.data import (
+    Chart,
+    Confusion,
+    Curve,
+    Example,
+    Figure,
+    Link,
+    ReportData,
+    Results,
+    Retrieved,
+)
+from opencoca.report.page import render
+
+__all__ = [
+    "Chart",
+    "Confusion",
+    "Curve",
+    "Example",
+    "Figure",
+    "Link",
+    "ReportData",
+    "Results",
+    "Retrieved",
+    "render",
+    "write",
+]
+
+
+def write(path: str | Path, data: ReportData) -> Path:
+    """Writes the report whole or not at all, makes its folder if need be, and returns its path.
+
+    Raises: OpenCoCaError if the file can't be written; what was there before is then untouched.
+    """
+    path = Path(path)
+    page = render(data).encode()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(page)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        if os.name == "posix":
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OpenCoCaError(f"can't write {path} ({reason}); free some space or choose another folder") from error
+    return path

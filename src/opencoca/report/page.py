@@ -1,0 +1,137 @@
+"""The page from its parts: what it learnt, how well and compared to what first, the evidence below."""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+
+from opencoca.report import captions, charts, tables
+from opencoca.report.data import Link, ReportData
+from opencoca.report.markup import Html, count, join, tag
+from opencoca.report.style import CSS
+
+GLANCE = 6  # examples at the top of the page
+
+
+def render(data: ReportData) -> str:
+    """The whole page as HTML: one file that asks nothing of any other."""
+    built = (_results(data), _grid(data), _confusions(data), _charts(data), _facts(data), _next_steps(data))
+    sections = [section for section in built if section]
+    contents = [tag("a", title, href=f"#{key}") for key, title, _ in sections]
+    style = Html(CSS)
+    digest = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode("ascii")
+    # The page's own style sheet is named by its digest, so text that slipped through as markup could not even style.
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    head = [
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="referrer", content="no-referrer"),
+        tag("title", data.title),
+        tag("style", style),
+    ]
+    body = [
+        tag("header", *_top(data), tag("nav", *contents, aria_label="Contents") if len(contents) > 1 else ""),
+        tag("main", *(tag("section", tag("h2", title), content, id=key) for key, title, content in sections)),
+        tag("footer", *(tag("p", *map(_credit, paragraph)) for paragraph in data.credits)) if data.credits else "",
+    ]
+    html = tag("html", tag("head", *(join((line, "\n")) for line in head)), tag("body", *body), lang="en")
+    return f"<!doctype html>\n{html}\n"
+
+
+Section = tuple[str, str, Html] | None
+
+
+def _top(data: ReportData) -> list[Html]:
+    parts = [tag("h1", data.title, dir="auto")]
+    parts += [tag("p", line, dir="auto", class_="lead") for line in data.subtitle]
+    tiles = [
+        tables.headline(figure, f"{section.name}, {count(section.pictures, 'picture')}")
+        for section in data.results
+        for figure in section.figures
+        if figure.headline
+    ]
+    if tiles:
+        parts.append(tag("ul", *tiles, class_="tiles"))
+    if data.grid:
+        parts.append(captions.strip(data.grid[:GLANCE]))
+    return parts
+
+
+def _results(data: ReportData) -> Section:
+    shown = [section for section in data.results if section.figures]
+    if not shown:
+        return None
+    intro = (
+        "Every number is for pictures that training never saw. The bar is this model, the thin grey bar its best "
+        "control, the dark tick chance."
+    )
+    parts = [tag("p", intro, class_="intro"), *map(tables.results, shown)]
+    if data.controls:
+        parts += [tag("h3", "What the controls are"), _terms(data.controls, "terms")]
+    return "results", "How well, compared to what", join(parts)
+
+
+def _grid(data: ReportData) -> Section:
+    if not data.grid:
+        return None
+    total = len(data.grid)
+    exact = sum(example.exact for example in data.grid)
+    first = sum(example.retrieved[0].is_truth for example in data.grid if example.retrieved)
+    asked = sum(bool(example.retrieved) for example in data.grid)
+    tally = f" Of these {total:,}, {exact:,} captions are exact"
+    tally += f", and {first:,} pictures find their true caption first." if asked == total else "."
+    legend = [
+        tag("mark", "Wavy words"),
+        " are not in the true caption at that place, ",
+        tag("u", "dotted words"),
+        " are missing from the generated one.",
+    ]
+    note = [tag("span", data.grid_note, dir="auto")] if data.grid_note else []
+    intro = tag("p", *note, tally, " ", *(legend if exact < total else ()), class_="intro")
+    return "examples", "Pictures it never saw", join([intro, tag("div", *map(captions.card, data.grid), class_="grid")])
+
+
+def _confusions(data: ReportData) -> Section:
+    shown = [confusion for confusion in data.confusions if confusion.labels]
+    if not shown:
+        return None
+    intro = "Each row shows where the pictures of one true label went, in percent; outlined cells are right."
+    parts = tag("div", *map(tables.confusion, shown), class_="confusions")
+    return "zero-shot", "Zero-shot classification", join([tag("p", intro, class_="intro"), parts])
+
+
+def _charts(data: ReportData) -> Section:
+    shown = [drawn for drawn in map(charts.chart, data.charts) if drawn]
+    if not shown:
+        return None
+    intro = (
+        "Strong lines are smoothed where the measured values, the faint lines, are many; numbers are where they end."
+    )
+    return "training", "How it learnt", join([tag("p", intro, class_="intro"), tag("div", *shown, class_="charts")])
+
+
+def _facts(data: ReportData) -> Section:
+    return ("run", "The run", _terms(data.facts, "facts")) if data.facts else None
+
+
+def _next_steps(data: ReportData) -> Section:
+    if not data.next_steps:
+        return None
+    items = [
+        tag("li", tag("span", sentence, dir="auto"), tag("pre", tag("code", command)))
+        for sentence, command in data.next_steps
+    ]
+    return "next", "What to type next", tag("ol", *items, class_="next")
+
+
+def _terms(pairs: Sequence[tuple[str, str]], style: str) -> Html:
+    if style == "facts":
+        return tag(
+            "dl", *(tag("div", tag("dt", name), tag("dd", value, dir="auto")) for name, value in pairs), class_=style
+        )
+    return tag("dl", *(join((tag("dt", name), tag("dd", value, dir="auto"))) for name, value in pairs), class_=style)
+
+
+def _credit(part: str | Link) -> str:
+    return tag("a", part.text, href=part.url, rel="noopener noreferrer") if isinstance(part, Link) else part
