@@ -140,9 +140,13 @@ def verify(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {MANIFEST}, so it isn't a whole OpenCoCa model folder") from None
     except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError):
-        raise CheckpointError(f"{folder / MANIFEST} isn't an OpenCoCa manifest; restore the folder from a copy") from None
+        raise CheckpointError(
+            f"{folder / MANIFEST} isn't an OpenCoCa manifest; restore the folder from a copy"
+        ) from None
     if version > VERSION:
-        raise CheckpointError(f"{folder} has format version {version}, this is {VERSION}: upgrade with pip install -U opencoca")
+        raise CheckpointError(
+            f"{folder} has format version {version}, this is {VERSION}: upgrade with pip install -U opencoca"
+        )
     for name, (size, digest) in expected.items():
         path = folder / name
         if "/" in name or not path.is_file():
@@ -167,7 +171,9 @@ def resolve(folder: Path) -> Path:
         return latest
     if not folder.exists():
         raise CheckpointError(f"{folder} doesn't exist; train a model with `coca quickstart` or name its folder")
-    raise CheckpointError(f"{folder} holds no model: neither {MANIFEST} nor checkpoints/latest; train one with `coca quickstart`")
+    raise CheckpointError(
+        f"{folder} holds no model: neither {MANIFEST} nor checkpoints/latest; train one with `coca quickstart`"
+    )
 
 
 def load_weights(model: CoCa, weights: Mapping[str, Tensor], source: object) -> None:
@@ -212,7 +218,9 @@ def latest_checkpoint(run: Path) -> Path | None:
         return None
     folder = pointer.parent / Path(pointer.read_text().strip()).name
     if not folder.is_dir():
-        raise CheckpointError(f"{pointer} names {folder.name}, which isn't there; write the name of another checkpoint into it")
+        raise CheckpointError(
+            f"{pointer} names {folder.name}, which isn't there; write the name of another checkpoint into it"
+        )
     return folder
 
 
@@ -271,5 +279,3 @@ def _count(what: str, names: Iterable[str]) -> str:
     names = list(names)
     shown = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
     return f"{len(names)} {what}{shown}"
-
-

@@ -7,8 +7,10 @@ resolved tree is written into every checkpoint. Cross-field checks name the valu
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -164,6 +166,7 @@ class DataConfig:
     max_shift_px: each picture is shifted by up to this many pixels both ways, white filled in; 0 turns it off.
     text_buckets: a batch's captions are read in up to so many runs of like length, which changes no value and
         saves padding.
+    tokenizer: a tokenizer.json, "openmoji" for the one that ships, or "train" for a new one from the captions.
     """
 
     folder: str
@@ -172,6 +175,7 @@ class DataConfig:
     val_split: str = "val"
     max_shift_px: int = 0
     text_buckets: int = 4
+    tokenizer: str = "train"
 
     def __post_init__(self) -> None:
         _require_positive(self, "batch_size", "text_buckets")
@@ -221,6 +225,26 @@ class Config:
         Raises: ConfigError, naming the field, where a key is unknown, missing or of the wrong type.
         """
         return _build(cls, values, "config")
+
+    def with_values(self, assignments: Sequence[str]) -> Config:
+        """A copy with fields changed by "section.field=value", the value as JSON or a bare word.
+
+        Raises: ConfigError for an unknown field, a wrong type, or values that contradict each other.
+        """
+        values = self.to_dict()
+        for assignment in assignments:
+            path, equals, text = assignment.partition("=")
+            *sections, name = path.split(".")
+            section = values
+            for part in sections:
+                section = section.get(part) if isinstance(section, dict) else None
+            if not equals or not isinstance(section, dict) or name not in section or isinstance(section[name], dict):
+                raise ConfigError(f"can't set {assignment!r}; write section.field=value, as in optim.peak_lr=5e-4")
+            try:
+                section[name] = json.loads(text)
+            except json.JSONDecodeError:
+                section[name] = text
+        return Config.from_dict(values)
 
 
 def _require(condition: bool, message: str) -> None:

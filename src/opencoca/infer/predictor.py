@@ -43,7 +43,9 @@ class Predictor:
         """Where the model is."""
         return self.model.log_scale.device
 
-    def caption(self, images: Pictures, *, beams: int = 3, max_tokens: int = 32, length_penalty: float = 1.0) -> list[str]:
+    def caption(
+        self, images: Pictures, *, beams: int = 3, max_tokens: int = 32, length_penalty: float = 1.0
+    ) -> list[str]:
         """One caption per picture. `beams` 1 is greedy; `max_tokens` doesn't count start and end.
 
         Raises: DataError for a picture that can't be read; ConfigError for beams or max_tokens below 1.
@@ -63,7 +65,9 @@ class Predictor:
         if beams < 1 or max_tokens < 1:
             raise ConfigError(f"beams {beams} and max_tokens {max_tokens} must be at least 1")
         if beams > self.tokenizer.vocab_size // 2:
-            raise ConfigError(f"beams {beams} is more than half the vocabulary of {self.tokenizer.vocab_size}; take fewer")
+            raise ConfigError(
+                f"beams {beams} is more than half the vocabulary of {self.tokenizer.vocab_size}; take fewer"
+            )
         special = self.tokenizer.special
         if beams == 1:
             generated = greedy(self.model, image_tokens, special, max_tokens)

@@ -67,7 +67,7 @@ class Attention(nn.Module):
         consecutive rows of x (the beams of one picture) without being copied.
         """
         q_BNTK = self._split_heads(self.q(x_BTD))
-        sharing = x_BTD.shape[0] // context.keys.shape[0]
+        sharing = x_BTD.shape[0] // max(1, context.keys.shape[0])  # no pictures: nothing to share
         if sharing > 1:
             q_BNTK = q_BNTK.unflatten(0, (-1, sharing)).transpose(1, 2).flatten(2, 3)
         num_queries, num_keys = q_BNTK.shape[2], context.keys.shape[2]

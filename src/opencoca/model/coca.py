@@ -121,8 +121,7 @@ class CoCa(nn.Module):
 
         unimodal = [LayerCache(empty(), None) for _ in self.unimodal.blocks]
         multimodal = [
-            LayerCache(empty(), block.cross_attention.keys_values(image_tokens_BQD))
-            for block in self.multimodal.blocks
+            LayerCache(empty(), block.cross_attention.keys_values(image_tokens_BQD)) for block in self.multimodal.blocks
         ]
         return DecodeCache(unimodal, multimodal)
 

@@ -60,7 +60,7 @@ def card(example: Example) -> Html:
     """One example in full: picture, generated and true caption with their differences, best retrieved captions."""
     truth, generated = compare(example.truth, example.generated)
     said = tag("p", marked(generated, "mark") if not example.exact else example.generated, dir="auto", class_="said")
-    true = tag("p", marked(truth, "u") if not example.exact else example.truth, dir="auto")
+    true = tag("p", marked(truth, "u") if not example.exact else example.truth, dir="auto", class_="true")
     found = [
         tag(
             "li",

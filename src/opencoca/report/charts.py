@@ -9,7 +9,8 @@ from opencoca.report.markup import Html, join, number, tag
 
 WIDTH, HEIGHT = 360, 208
 LEFT, RIGHT, TOP, BOTTOM = 42, 50, 10, 36
-MANY = 60  # from this many points on, a smooth line is drawn over the raw one
+MANY = 60  # from this many points on, a noisy line gets a smooth one over it
+NOISY = 4  # a line is noisy that goes up and down this many times its whole height
 FEW = 25  # up to this many, each point is a dot
 SPARE = 600  # a drawn line needs no more points than this
 STYLES = 4
@@ -45,7 +46,11 @@ def tick_labels(values: Sequence[float], unit: str = "") -> list[str]:
 
 
 def smooth(points: Points) -> Points:
-    """The mean of each point's neighbours, over about a thirtieth of the line."""
+    """The mean of each point's neighbours, over about a thirtieth of a line that is long and noisy, else the line."""
+    ys = [y for _, y in points]
+    travel = sum(abs(b - a) for a, b in itertools.pairwise(ys))
+    if len(points) < MANY or travel <= NOISY * (max(ys) - min(ys)):
+        return points
     half = max(2, len(points) // 60)
     result = []
     for i, (x, _) in enumerate(points):
@@ -86,13 +91,13 @@ def chart(data: Chart) -> Html | None:
     curves = [(curve.name, points) for curve in data.curves if (points := finite(curve.points))]
     if not curves:
         return None
-    lines = [(name, points, smooth(points) if len(points) >= MANY else points) for name, points in curves]
+    lines = [(name, points, smooth(points)) for name, points in curves]
     ends = [number(line[-1][1], "%" if data.unit == "%" else "") for _, _, line in lines]
     said = "; ".join(f"{name} ends at {end}" for (name, _, _), end in zip(lines, ends, strict=True))
     keys = [
         tag("span", swatch(i), tag("bdi", name), class_="key") for i, (name, _, _) in enumerate(lines) if len(lines) > 1
     ]
-    unit = tag("span", data.unit, class_="unit") if data.unit else ""
+    unit = tag("span", data.unit, class_="unit") if data.unit not in ("", "%") else ""
     return tag(
         "figure",
         tag(

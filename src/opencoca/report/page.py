@@ -64,7 +64,7 @@ def _results(data: ReportData) -> Section:
         return None
     intro = (
         "Every number is for pictures that training never saw. The bar is this model, the thin grey bar its best "
-        "control, the dark tick chance."
+        "control, the upright tick chance."
     )
     parts = [tag("p", intro, class_="intro"), *map(tables.results, shown)]
     if data.controls:
@@ -79,8 +79,8 @@ def _grid(data: ReportData) -> Section:
     exact = sum(example.exact for example in data.grid)
     first = sum(example.retrieved[0].is_truth for example in data.grid if example.retrieved)
     asked = sum(bool(example.retrieved) for example in data.grid)
-    tally = f" Of these {total:,}, {exact:,} captions are exact"
-    tally += f", and {first:,} pictures find their true caption first." if asked == total else "."
+    tally = f" Exact captions: {exact:,} of {total:,}."
+    tally += f" True caption found first: {first:,} of {asked:,}." if asked else ""
     legend = [
         tag("mark", "Wavy words"),
         " are not in the true caption at that place, ",
@@ -105,9 +105,7 @@ def _charts(data: ReportData) -> Section:
     shown = [drawn for drawn in map(charts.chart, data.charts) if drawn]
     if not shown:
         return None
-    intro = (
-        "Strong lines are smoothed where the measured values, the faint lines, are many; numbers are where they end."
-    )
+    intro = "Faint lines are measured values, strong lines the same smoothed; the number is where a line ends."
     return "training", "How it learnt", join([tag("p", intro, class_="intro"), tag("div", *shown, class_="charts")])
 
 

@@ -1,13 +1,11 @@
 """The style sheet: one accent, system fonts, light and dark, narrow screens and paper."""
 
-from opencoca.report.tables import LEVELS
-
 DARK = """--paper:#12151b;--panel:#1a1e26;--ink:#e7eaf0;--soft:#9aa4b4;--line:#2c323d;--grid:#242a34;--track:#262c37;
---accent:#8db0ff;--rgb:141 176 255;--on:#0d1017;--wrong:#ff9c8f"""
+--accent:#8db0ff;--rgb:141 176 255;--on:#0d1017;--mid:#0d1017;--wrong:#ff9c8f"""
 
 BASE = """
 :root{color-scheme:light dark;--paper:#fff;--panel:#f6f7f9;--ink:#1a1e26;--soft:#5a6372;--line:#dfe3e9;--grid:#eceff3;
---track:#e9ecf1;--accent:#2a56c6;--rgb:42 86 198;--on:#fff;--wrong:#b3261e}
+--track:#e9ecf1;--accent:#2a56c6;--rgb:42 86 198;--on:#fff;--mid:#1a1e26;--wrong:#b3261e}
 @media screen and (prefers-color-scheme:dark){:root{%DARK%}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%;text-size-adjust:100%}
@@ -40,6 +38,8 @@ main>section{padding:2.5rem 0 0;margin-top:2.5rem;border-top:1px solid var(--lin
 .bar .chance{stroke:var(--ink);stroke-width:2px;vector-effect:non-scaling-stroke}
 .strip{display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:1rem;margin-top:1.5rem}
 .strip .said{margin:.5rem 0 .1rem;font-size:.9rem;line-height:1.35}
+.strip .said,.found .text,.card .said,.card .true{display:-webkit-box;-webkit-box-orient:vertical;
+overflow:hidden;-webkit-line-clamp:4;line-clamp:4}.card .said,.card .true{-webkit-line-clamp:12;line-clamp:12}
 .plate{display:flex;background:#fff;border:1px solid var(--line);border-radius:.6rem;justify-content:center}
 .plate img{display:block;width:6rem;height:6rem;object-fit:contain;padding:.3rem;color:#1a1e26;
 font-size:.7rem;overflow:hidden}
@@ -49,7 +49,7 @@ nav a{text-decoration:none}nav a:hover{text-decoration:underline}
 .results th,.results td{padding:.5rem .75rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:middle}
 .results thead th,.results thead td{color:var(--soft);font-weight:400;font-size:.82rem;line-height:1.25;
 vertical-align:bottom;overflow-wrap:normal;min-width:5rem;max-width:8rem}
-.results th:first-child{text-align:left;padding-left:0;font-weight:500;max-width:none;min-width:11rem}
+.results th:first-child{text-align:left;padding-left:0;font-weight:500;max-width:none;min-width:15.5rem}
 .results .note{display:block;font-weight:400}
 .results .ours{font-weight:650;color:var(--accent);white-space:nowrap}
 .results .bar-cell{width:24%;min-width:8rem}
@@ -71,16 +71,16 @@ mark{background:none;color:var(--wrong);text-decoration:underline wavy var(--wro
 u{text-decoration:underline dotted var(--soft) 2px;text-underline-offset:.2em}
 .found li{display:grid;grid-template-columns:1rem minmax(0,1fr) auto;gap:.25rem;color:var(--soft);align-items:baseline}
 .found .truth{color:var(--ink);font-weight:550}.found .tick{color:var(--accent);font-weight:700}
-.found .text{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;line-clamp:3;overflow:hidden}
 .found .score{font-size:.8rem}
 .confusions{display:flex;flex-wrap:wrap;gap:2.5rem 3rem;align-items:flex-start}
-.confusion{min-width:0;max-width:100%}
+.confusion{min-width:min(22rem,100%);max-width:100%}
+.confusion>p{contain:inline-size}
 .heat{border-collapse:separate;border-spacing:2px;font-size:.85rem;margin-top:.5rem}
-.heat th{font-weight:400;text-align:right;padding:.2rem .5rem;max-width:11rem}
+.heat th{overflow-wrap:break-word;font-weight:400;text-align:right;padding:.2rem .5rem;max-width:11rem}
 .heat tbody th{min-width:5rem}
-.heat thead th{text-align:center;vertical-align:bottom;max-width:6rem;line-height:1.2}
-.heat td{min-width:3.2rem;height:2.3rem;text-align:center;border-radius:.2rem}
-.large .heat td{min-width:2.5rem;height:2rem}
+.heat thead th{text-align:center;vertical-align:bottom;max-width:4.4rem;padding:.2rem;line-height:1.2}
+.heat tbody td{min-width:4.4rem;height:2.3rem;text-align:center;border-radius:.2rem}
+.large .heat tbody td{min-width:2.6rem;height:2.1rem}
 .slanted thead th{padding:.3rem 0}
 .slanted thead th span{display:inline-block;writing-mode:vertical-rl;transform:rotate(180deg);max-height:9rem;
 text-align:left}
@@ -90,7 +90,7 @@ text-align:left}
 .heat .right{outline:1.5px solid var(--ink);outline-offset:-1.5px}
 .h0{color:var(--soft);background:var(--panel)}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(20rem,1fr));gap:2rem 1.5rem}
-.chart-box{min-width:0;max-width:30rem}
+.chart-box{min-width:0;max-width:30rem;display:flex;flex-direction:column;justify-content:space-between}
 figcaption{font-size:.92rem;margin-bottom:.35rem}
 .keys{display:flex;flex-wrap:wrap;gap:.1rem 1rem;color:var(--soft);font-size:.82rem}
 .key{display:inline-flex;align-items:center;gap:.4rem}
@@ -123,13 +123,15 @@ main>section{margin-top:2rem;padding-top:1.75rem}
 .results thead{display:none}
 .results tr{padding:.7rem 0;border-bottom:1px solid var(--line)}
 .results th,.results td,.results th:first-child{border:0;padding:.1rem 0;min-width:0}
-.results .bar-cell{width:auto;padding:.35rem 0 .3rem}.results .bar-cell:empty{display:none}
-.results td[data-label]{display:flex;justify-content:space-between;gap:1rem}
-.results td[data-label]::before{content:attr(data-label);color:var(--soft);font-weight:400;white-space:normal}
+.results .bar-cell{width:auto;padding:.35rem 0 .3rem}.results .bar-cell:empty,.results .none{display:none}
+.results td[data-label]:not(.none){display:flex;justify-content:space-between;gap:1rem}
+.results td::before{content:attr(data-label);color:var(--soft);font-weight:400;white-space:normal}
 .terms{grid-template-columns:1fr;gap:0}.terms dd{margin-bottom:.6rem}
 .facts{grid-template-columns:repeat(auto-fill,minmax(9rem,1fr))}
 .charts{grid-template-columns:1fr}.grid{grid-template-columns:1fr}
-.heat td{min-width:2.4rem}.heat tbody th{position:sticky;left:0;background:var(--paper);max-width:7.5rem;padding-left:0}
+.heat tbody td,.large .heat tbody td{min-width:2.5rem}
+.heat tbody th{position:sticky;left:0;background:var(--paper);max-width:7.5rem;padding-left:0}
+.heat{font-size:.78rem}.heat th,.heat .corner{padding:.2rem .3rem}.heat tbody th{min-width:0}
 .heat .corner{white-space:normal}
 }
 @media print{
@@ -147,9 +149,12 @@ h2,h3,.intro{break-after:avoid}
 }
 """
 
+# Opacity and text of each shade of a heat map, chosen so that the contrast is above 4.5 to 1 on light and dark paper.
+SHADES = [(alpha, "--ink") for alpha in (0.08, 0.17, 0.26, 0.35, 0.44, 0.52)]
+SHADES += [(0.67, "--mid"), (0.71, "--mid"), (0.87, "--on"), (1, "--on")]
 HEAT = "".join(
-    f".heat .h{level}{{background:rgb(var(--rgb)/{0.09 * level:.2f});color:var({'--on' if level >= 6 else '--ink'})}}\n"
-    for level in range(1, LEVELS + 1)
+    f".heat .h{level}{{background:rgb(var(--rgb)/{alpha});color:var({text})}}\n"
+    for level, (alpha, text) in enumerate(SHADES, start=1)
 )
 
 CSS = BASE.replace("%DARK%", DARK) + HEAT

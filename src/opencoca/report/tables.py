@@ -6,7 +6,7 @@ from opencoca.report.charts import bar, best_control
 from opencoca.report.data import Confusion, Figure, Results
 from opencoca.report.markup import DASH, Html, count, number, tag
 
-LEVELS = 10  # shades of a heat map
+LEVELS = 10  # shades of a heat map, as the style sheet has them
 UPRIGHT = 5  # up to this many labels stand upright above their column
 
 
@@ -21,7 +21,8 @@ def headline(figure: Figure, where: str) -> Html:
         tag("p", number(figure.value, figure.unit), class_="big"),
         bar(figure),
         tag("p", tag("b", figure.name), class_="what"),
-        tag("p", where, class_="where"),
+        tag("p", figure.note, class_="where", dir="auto") if figure.note else "",
+        tag("p", where, class_="where", dir="auto"),
         tag("p", "against ", *_separated(versus), class_="versus") if versus else "",
     )
 
@@ -45,8 +46,9 @@ def results(section: Results) -> Html:
         cells = [tag("th", tag("span", figure.name, dir="auto"), note, scope="row")]
         cells += [tag("td", bar(figure), class_="bar-cell")] if bars else []
         cells += [tag("td", number(figure.value, figure.unit), class_="ours", data_label="this model")]
-        cells += [tag("td", number(controls.get(name), figure.unit), data_label=name) for name in names]
-        cells += [tag("td", number(figure.chance, figure.unit), data_label="chance")]
+        for name, value in [*((name, controls.get(name)) for name in names), ("chance", figure.chance)]:
+            text = number(value, figure.unit)
+            cells.append(tag("td", text, data_label=name, class_="none" if text == DASH else None))
         rows.append(tag("tr", *cells))
     return tag(
         "section",
@@ -81,6 +83,7 @@ def confusion(data: Confusion) -> Html:
 
 def _cell(n: int, total: int, true: str, predicted: str, right: bool) -> Html:
     share = n / total if total else 0.0
+    level = -(-LEVELS * n // total) if total else 0  # rounded up, so that one stray picture shows
     text = DASH if not total else ("·" if n == 0 else "<1" if share < 0.005 else f"{100 * share:.0f}")
     title = f"true {true}, predicted {predicted}: {n:,} of {total:,}"
-    return tag("td", text, title=title, class_=f"h{round(LEVELS * share)}" + (" right" if right else ""))
+    return tag("td", text, title=title, class_=f"h{level} right" if right else f"h{level}")

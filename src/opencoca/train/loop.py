@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from opencoca import checkpoint
-from opencoca.config import Config, RunConfig
+from opencoca.config import Config
 from opencoca.data.loader import PairLoader
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import TrainingError
 from opencoca.train.evals import Evaluation, run_evaluations
-from opencoca.train.metrics import ConsoleSink, JsonlSink, Sink, TensorBoardSink, matmul_rate, peak_memory_bytes
+from opencoca.train.machine import keep_freed_memory, matmul_rate, peak_memory_bytes, placement
+from opencoca.train.metrics import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from opencoca.train.optim import learning_rate
 from opencoca.train.state import TrainState, fresh_state, load_state, save_state
 from opencoca.train.step import update
@@ -40,6 +41,7 @@ def train(
         belongs to another configuration.
     """
     device, autocast = placement(config.run)
+    keep_freed_memory()
     steps = config.optim.steps
     with _only_writer(run):
         latest = checkpoint.latest_checkpoint(run)
@@ -57,7 +59,7 @@ def train(
                 meter.data_arrived()
                 values = update(state, task, type(batch)(*(_to(x, device) for x in batch)), config, autocast)
                 state.position = position
-                meter.count(len(batch.keys), 3 * task.forward_flops(batch))
+                state.seconds += meter.count(len(batch.keys), 3 * task.forward_flops(batch))
                 done = state.step == steps
                 if done or state.step % config.run.log_every_steps == 0 or state.step == 1:
                     logged = {name: float(value) for name, value in values.items()}
@@ -82,16 +84,6 @@ def train(
     raise AssertionError("the loader ended, and it is endless")
 
 
-def placement(run: RunConfig) -> tuple[torch.device, torch.autocast]:
-    """The device, and the autocast context that gives the wanted precision there."""
-    name = run.device if run.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--run.device cuda was asked for, but torch finds no GPU; use --run.device auto")
-    has_bf16 = name == "cuda" and torch.cuda.is_bf16_supported()
-    use_bf16 = run.precision == "bf16" or (run.precision == "auto" and has_bf16)
-    return torch.device(name), torch.autocast(name, torch.bfloat16, enabled=use_bf16)
-
-
 class _Meter:
     """Samples per second, share of time spent waiting for data, and model-FLOPs utilisation since the last report."""
 
@@ -100,17 +92,20 @@ class _Meter:
         self.restart()
 
     def restart(self) -> None:
-        self._began = self._mark = time.perf_counter()
+        self._began = self._mark = self._step_began = time.perf_counter()
         self._waited = self._flops = 0.0
         self._samples = 0
 
     def data_arrived(self) -> None:
         self._waited += time.perf_counter() - self._mark
 
-    def count(self, samples: int, flops: int) -> None:
+    def count(self, samples: int, flops: int) -> float:
+        """Notes a finished step and returns the seconds that it took, waiting for its data included."""
         self._samples += samples
         self._flops += flops
-        self._mark = time.perf_counter()
+        seconds = time.perf_counter() - self._step_began
+        self._mark = self._step_began = time.perf_counter()
+        return seconds
 
     def rates(self) -> dict[str, float]:
         seconds = time.perf_counter() - self._began
@@ -137,7 +132,9 @@ def _only_writer(run: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise TrainingError(f"another process is training in {run}; wait for it, or name another --run folder") from None
+            raise TrainingError(
+                f"another process is training in {run}; wait for it, or name another --run folder"
+            ) from None
         yield
 
 

@@ -1,16 +1,12 @@
-"""Where numbers go while a model trains: JSONL, TensorBoard, and a person's terminal; and what the machine could do."""
+"""Where numbers go while a model trains: JSONL, TensorBoard, and a person's terminal."""
 
 from __future__ import annotations
 
 import json
-import resource
-import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -116,30 +112,6 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 5) -> float:
-    """Operations per second of a square matrix product, the median of `repeats`: the machine's practical peak."""
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(repeats + 1):
-        _synchronise(device)
-        began = time.perf_counter()
-        a @ b
-        _synchronise(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(seconds[1:])
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held so far (resident set)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _clock(seconds: float) -> str:

@@ -24,7 +24,7 @@ class TrainState:
     """Model, optimizer, moving average, and where the run stands.
 
     Nothing random is carried: initialisation, order and augmentation are functions of (seed, name), (seed, epoch)
-    and (seed, epoch, sample id), so `step` and `position` say all.
+    and (seed, epoch, sample id), so `step` and `position` say all. `seconds` is the time spent in training steps.
     """
 
     model: CoCa
@@ -32,6 +32,7 @@ class TrainState:
     average: dict[str, Tensor]
     step: int = 0
     position: int = 0
+    seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -69,7 +70,7 @@ def save_state(folder: Path, state: TrainState, config: Config, tokenizer: Token
         tokenizer,
         state.weights(),
         training,
-        {"step": state.step, "position": state.position, "metrics": state.metrics},
+        {"step": state.step, "position": state.position, "seconds": state.seconds, "metrics": state.metrics},
     )
 
 
@@ -91,7 +92,7 @@ def load_state(folder: Path, config: Config, tokenizer: Tokenizer, device: torch
             moment: _moment(saved, f"optimizer.{name}.{moment}", device) for moment in _MOMENTS
         }
     state.step, state.position = int(saved.state["step"]), int(saved.state["position"])
-    state.metrics = dict(saved.state["metrics"])
+    state.seconds, state.metrics = float(saved.state["seconds"]), dict(saved.state["metrics"])
     return state
 
 
@@ -106,7 +107,9 @@ def _check_same_run(saved: checkpoint.Checkpoint, config: Config, tokenizer: Tok
     """What may change between runs of one folder is `config.run` (but not the seed); all else must be the same."""
     before, now = saved.config.to_dict(), config.to_dict()
     changed = [
-        f"{part}: {before[part]} -> {now[part]}" for part in ("model", "optim", "loss", "pixels") if before[part] != now[part]
+        f"{part}: {before[part]} -> {now[part]}"
+        for part in ("model", "optim", "loss", "pixels")
+        if before[part] != now[part]
     ]
     for part, name in (("run", "seed"), ("data", "batch_size"), ("data", "max_shift_px")):
         if before[part][name] != now[part][name]:
@@ -117,4 +120,6 @@ def _check_same_run(saved: checkpoint.Checkpoint, config: Config, tokenizer: Tok
             "resume with the old ones, or train into another --run folder"
         )
     if saved.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise CheckpointError(f"{saved.folder} was trained with another tokenizer.json; train into another --run folder")
+        raise CheckpointError(
+            f"{saved.folder} was trained with another tokenizer.json; train into another --run folder"
+        )

@@ -16,7 +16,9 @@ from opencoca.types import Batch
 MAX_LOG_SCALE = math.log(100.0)
 
 
-def update(state: TrainState, task: Task, batch: Batch, config: Config, autocast: torch.autocast) -> dict[str, torch.Tensor]:
+def update(
+    state: TrainState, task: Task, batch: Batch, config: Config, autocast: torch.autocast
+) -> dict[str, torch.Tensor]:
     """Trains on one batch, in place, and returns the losses and the gradient norm before clipping.
 
     Raises: TrainingError before any weight changes where the loss or a gradient isn't finite.
@@ -31,8 +33,8 @@ def update(state: TrainState, task: Task, batch: Batch, config: Config, autocast
     gradient_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm, foreach=True)
     if not torch.isfinite(gradient_norm):
         raise TrainingError(
-            f"step {state.step}: the gradient norm is {gradient_norm.item()} with loss {loss.total.item()}; "
-            f"weights are unchanged. Lower --optim.peak-lr ({optim.peak_lr}), or look at the batch: {', '.join(batch.keys[:8])} ..."
+            f"step {state.step}: the gradient norm is {gradient_norm.item()} with loss {loss.total.item()}; weights are "
+            f"unchanged. Lower optim.peak_lr ({optim.peak_lr}), or look at the batch: {', '.join(batch.keys[:8])} ..."
         )
     state.optimizer.step()
     with torch.no_grad():

@@ -53,12 +53,14 @@ class Pretraining:
         predicts = batch.valid[:, 1:]  # the head runs on these positions only
         captioning = captioning_loss(model.caption_logits(output.decoded[predicts]), batch.ids[:, 1:][predicts])
         total = self.weights.contrastive_weight * contrastive + self.weights.captioning_weight * captioning
-        parts = {"contrastive": contrastive.detach(), "captioning": captioning.detach(), "scale": output.scale.detach()[0]}
+        parts = {
+            "contrastive": contrastive.detach(),
+            "captioning": captioning.detach(),
+            "scale": output.scale.detach()[0],
+        }
         return TaskLoss(total, parts)
 
     def forward_flops(self, batch: Batch) -> int:
         """Matrix products that the batch's real tokens need; padding counts for nothing."""
         lengths = batch.valid.sum(dim=1).tolist()
-        return sum(
-            forward_flops(self.model_config, 1, length, batch.pixels.shape[-1]).total for length in lengths
-        )
+        return sum(forward_flops(self.model_config, 1, length, batch.pixels.shape[-1]).total for length in lengths)

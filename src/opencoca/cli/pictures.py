@@ -1,0 +1,108 @@
+"""The picture files that the words of a command line mean."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from opencoca.errors import DataError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+
+
+class Skipped(NamedTuple):
+    """A file or folder that was left out; `what` goes on from its name: "is empty; copy it again"."""
+
+    path: Path
+    what: str
+
+
+class Found(NamedTuple):
+    """Picture files, each once, and the folders that gave none."""
+
+    paths: list[Path]
+    skipped: list[Skipped]
+
+
+def find(names: Sequence[Path]) -> Found:
+    """The pictures that `names` mean: files of any suffix, folders, and patterns that the shell left alone.
+
+    Names keep their order. A folder stands for the files in it and in its subfolders that have a picture's suffix,
+    in natural order (`2.png` before `10.png`); hidden files and folders are left out.
+
+    Raises: DataError for a name that isn't there, a pattern that matches nothing, or no picture at all.
+    """
+    paths: dict[Path, None] = {}
+    skipped: list[Skipped] = []
+    for name in _without_patterns(names):
+        if name.is_dir():
+            paths |= dict.fromkeys(_walk(name, skipped))
+        else:
+            paths[name] = None
+    if not paths:
+        first, *others = skipped
+        more = f" (nor do {len(others)} other folders)" if others else ""
+        raise DataError(f"{first.path} {first.what}{more}")
+    return Found(list(paths), skipped)
+
+
+def natural(path: Path) -> tuple[tuple[tuple[int, str], ...], ...]:
+    """A sort key by which numbers count as numbers and case doesn't count, part by part of the path."""
+    return tuple(_natural(part) for part in path.parts)
+
+
+def _natural(name: str) -> tuple[tuple[int, str], ...]:
+    pieces = re.split(r"([0-9]+)", name.casefold())  # text, digits, text, ..., text
+    return tuple((int(piece), "") if index % 2 else (-1, piece) for index, piece in enumerate(pieces))
+
+
+def _without_patterns(names: Sequence[Path]) -> Iterator[Path]:
+    for name in names:
+        try:
+            name.stat()
+        except FileNotFoundError as error:
+            matches = glob.glob(str(name), recursive=True) if glob.has_magic(str(name)) else []
+            if not matches:
+                what = "matches no file; check the pattern" if glob.has_magic(str(name)) else "does not exist; check the path"
+                raise DataError(f"{name} {what}") from error
+            yield from sorted(map(Path, matches), key=natural)
+        except (OSError, ValueError) as error:  # ValueError: a NUL byte
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{name} can't be opened ({reason}); check the path and its permissions") from error
+        else:
+            yield name
+
+
+def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
+    found = False
+    unreadable: list[Skipped] = []
+
+    def unreadable_folder(error: OSError) -> None:
+        what = f"can't be read ({error.strerror}); change its permissions"
+        unreadable.append(Skipped(Path(error.filename or folder), what))
+
+    for parent, folders, files in os.walk(folder, onerror=unreadable_folder):
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=_natural)
+        for name in sorted(files, key=_natural):
+            path = Path(parent, name)
+            if path.suffix.lower() in SUFFIXES and not name.startswith(".") and not _is_special(path):
+                found = True
+                yield path
+    skipped += unreadable
+    if not found and not unreadable:
+        kinds = "JPEG, PNG, WEBP, GIF, BMP or TIFF files"
+        skipped.append(Skipped(folder, f"holds no pictures ({kinds}, in subfolders too); name another folder or a file"))
+
+
+def _is_special(path: Path) -> bool:
+    """True for a pipe or device that happens to be called like a picture."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # a broken link: reading it will say so
+        return False
+    return not stat.S_ISREG(mode)

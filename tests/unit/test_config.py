@@ -1,0 +1,213 @@
+"""The configuration tree: what survives a checkpoint, and what is refused with which words."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from opencoca import recipes
+from opencoca.config import (
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    PixelConfig,
+    PoolerConfig,
+    RunConfig,
+    TextConfig,
+    VisionConfig,
+)
+from opencoca.errors import ConfigError
+
+VISION: dict[str, int] = {
+    "image_size_px": 16,
+    "patch_size_px": 4,
+    "width": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_width": 64,
+}
+TEXT: dict[str, int] = {
+    "vocab_size": 320,
+    "context_length": 16,
+    "width": 48,
+    "unimodal_depth": 2,
+    "multimodal_depth": 2,
+    "num_heads": 3,
+    "mlp_width": 96,
+}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The tiny recipe as a dict, with one field (dots between the parts) set."""
+    values = recipes.tiny.tiny().to_dict()
+    *parents, last = path.split(".")
+    node = values
+    for parent in parents:
+        node = node[parent]
+    node[last] = value
+    return values
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_survives_json(name: str) -> None:
+    config = recipes.get(name)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_every_single_field_survives_json() -> None:
+    """Each leaf differs from its default and from the recipe, so that a field left out would show."""
+    config = recipes.tiny.tiny()
+    config = dataclasses.replace(
+        config,
+        recipe="other",
+        pixels=PixelConfig(mean=(0.1, 0.2, 0.3), std=(0.4, 0.6, 0.7), fit="pad"),
+        model=dataclasses.replace(config.model, pooler=PoolerConfig(7, "parallel"), init_temperature=0.5),
+        loss=LossConfig(3.0, 4.0),
+        optim=OptimConfig(30, 1e-2, 3, "cosine", 0.8, 0.9, 1e-6, 0.1, 2.0, 0.5),
+        data=DataConfig("elsewhere", 9, "a", "b", 2),
+        run=RunConfig(1, "cpu", "bf16", 2, 3, 4, 5, True),
+    )
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_fields_with_defaults_may_be_left_out() -> None:
+    values = recipes.tiny.tiny().to_dict()
+    del values["loss"], values["model"]["init_temperature"]
+    config = Config.from_dict(values)
+    assert config.loss == LossConfig(1.0, 2.0)
+    assert config.model.init_temperature == 0.07
+
+
+def test_whole_numbers_are_floats_where_floats_are_wanted() -> None:
+    peak_lr = Config.from_dict(changed("optim.peak_lr", 1)).optim.peak_lr
+    assert peak_lr == 1.0 and type(peak_lr) is float
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("recipe", 3),
+        ("model.vision.width", "32"),
+        ("model.vision.width", 32.0),
+        ("model.vision.depth", True),
+        ("model.text.tie_output", 1),
+        ("model.pooler.arrangement", "Cascade"),
+        ("model.init_temperature", True),
+        ("optim.peak_lr", "1e-3"),
+        ("optim.peak_lr", None),
+        ("pixels.mean", [0.5, 0.5]),
+        ("pixels.mean", 0.5),
+        ("run.device", ["cpu"]),
+    ],
+)
+def test_a_wrong_type_is_refused_by_its_path(path: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        Config.from_dict(changed(path, value))
+    assert f"config.{path} is {value!r}" in str(error.value)
+    assert "<class" not in str(error.value) and "typing." not in str(error.value)
+    assert "restore the file" in str(error.value)
+
+
+def test_an_item_of_a_wrong_type_is_refused_by_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"config\.pixels\.std\[1\] is 'x', which is not float"):
+        Config.from_dict(changed("pixels.std", [0.5, "x", 0.5]))
+
+
+@pytest.mark.parametrize("value", [3, None, [1], "vision"])
+def test_a_part_that_is_no_object_is_refused(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"config\.model\.vision should be an object"):
+        Config.from_dict(changed("model.vision", value))
+
+
+def test_unknown_and_missing_fields_are_named() -> None:
+    values = changed("model.text.widht", 3)
+    with pytest.raises(ConfigError, match=r"config\.model\.text has unknown fields \['widht'\]"):
+        Config.from_dict(values)
+    values = recipes.tiny.tiny().to_dict()
+    del values["data"]["folder"], values["data"]["batch_size"]
+    with pytest.raises(ConfigError, match=r"config\.data .*lacks \['batch_size', 'folder'\]"):
+        Config.from_dict(values)
+    with pytest.raises(ConfigError, match=r"config .*lacks \['data', 'model', 'optim', 'recipe'\]"):
+        Config.from_dict({})
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: VisionConfig(**VISION | {"image_size_px": 18}), ["image_size_px 18", "patch_size_px 4", "16 and 20"]),
+        (lambda: VisionConfig(**VISION | {"image_size_px": 3}), ["image_size_px 3", "patch_size_px 4", "4 is"]),
+        (lambda: VisionConfig(**VISION | {"num_heads": 5}), ["width 32", "VisionConfig", "num_heads 5", "30 and 35"]),
+        (lambda: TextConfig(**TEXT | {"num_heads": 5}), ["width 48", "TextConfig", "num_heads 5", "45 and 50"]),
+        (lambda: TextConfig(**TEXT | {"context_length": 1}), ["context_length 1", "at least 2"]),
+        (lambda: TextConfig(**TEXT | {"unimodal_depth": 0}), ["unimodal_depth 0", "at least 1"]),
+        (lambda: TextConfig(**TEXT | {"multimodal_depth": -1}), ["multimodal_depth -1"]),
+        (lambda: PoolerConfig(num_queries=0), ["num_queries 0", "at least 1"]),
+        (lambda: LossConfig(0.0, 0.0), ["both loss weights are 0"]),
+        (lambda: LossConfig(-1.0, 2.0), ["-1.0", "2.0", "negative"]),
+        (lambda: LossConfig(math.nan, 2.0), ["nan", "2.0"]),
+        (lambda: OptimConfig(steps=0), ["steps 0", "at least 1"]),
+        (lambda: OptimConfig(steps=5, warmup_steps=5), ["warmup_steps 5", "[0, 5)", "--optim.warmup-steps"]),
+        (lambda: OptimConfig(steps=5, warmup_steps=-1), ["warmup_steps -1", "[0, 5)"]),
+        (lambda: OptimConfig(steps=5, ema_decay=1.0), ["ema_decay 1.0", "[0, 1)"]),
+        (lambda: OptimConfig(steps=5, peak_lr=0.0), ["peak_lr 0.0", "above 0"]),
+        (lambda: OptimConfig(steps=5, peak_lr=math.nan), ["peak_lr nan", "above 0"]),
+        (lambda: OptimConfig(steps=5, beta2=1.0), ["beta2 1.0", "[0, 1)"]),
+        (lambda: OptimConfig(steps=5, beta1=-0.1), ["beta1 -0.1", "[0, 1)"]),
+        (lambda: OptimConfig(steps=5, eps=-1e-8), ["eps -1e-08", "negative"]),
+        (lambda: OptimConfig(steps=5, weight_decay=-0.1), ["weight_decay -0.1", "negative"]),
+        (lambda: OptimConfig(steps=5, clip_norm=0.0), ["clip_norm 0.0", "inf"]),
+        (lambda: DataConfig("d", batch_size=0), ["batch_size 0", "at least 1"]),
+        (lambda: DataConfig("d", batch_size=1, max_shift_px=-1), ["max_shift_px -1"]),
+        (lambda: DataConfig("d", batch_size=1, text_buckets=0), ["text_buckets 0"]),
+        (lambda: RunConfig(log_every_steps=0), ["log_every_steps 0", "at least 1"]),
+        (lambda: RunConfig(keep_checkpoints=0), ["keep_checkpoints 0", "at least 1"]),
+    ],
+)
+def test_contradictions_name_the_values_and_the_repair(build: Any, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        build()
+    missing = [word for word in words if word not in str(error.value)]
+    assert not missing, f"{error.value} should say {missing}"
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_every_size_of_the_encoder_is_positive(name: str) -> None:
+    VisionConfig(**VISION)
+    with pytest.raises(ConfigError, match=f"{name} 0 in VisionConfig must be at least 1"):
+        VisionConfig(**VISION | {name: 0})
+
+
+def test_values_at_the_edge_are_taken() -> None:
+    TextConfig(**TEXT | {"context_length": 2, "multimodal_depth": 0, "unimodal_depth": 1})
+    OptimConfig(steps=1)
+    OptimConfig(steps=2, warmup_steps=1, beta1=0.0, clip_norm=math.inf, weight_decay=0.0)
+    LossConfig(1.0, 0.0)
+    LossConfig(0.0, 1.0)
+    model = recipes.tiny.tiny().model
+    for temperature in (0.01, 1.0):
+        dataclasses.replace(model, init_temperature=temperature)
+    for temperature in (0.0, 1.01, math.nan):
+        with pytest.raises(ConfigError, match=f"init_temperature {temperature}"):
+            ModelConfig(model.vision, model.text, init_temperature=temperature)
+
+
+def test_derived_sizes() -> None:
+    model = recipes.tiny.tiny().model
+    assert model.vision.grid == 4
+    assert model.embed_dim == 48 == model.text.width
+
+
+def test_configurations_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipes.tiny.tiny().model.text.width = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_recipes_and_configurations_import_no_torch() -> None:
+    code = "import sys, opencoca.recipes, opencoca.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
