@@ -7,15 +7,18 @@
     state.json             step, position in the data, metrics (checkpoints only)
     manifest.json          format version, size and sha256 of every other file; written last
 
-A folder is written under a temporary name, flushed to disk, and renamed: it is there whole or not at all. Nothing
-is ever unpickled. A run folder holds `checkpoints/step-00000200/` and `checkpoints/latest`, which names one.
+A folder is written under a temporary name, flushed to disk, and renamed: it is there whole or not at all. While a
+folder is replaced, its older version stands beside it as `.retired-NAME` until the new one has its name. Nothing is
+ever unpickled. A run folder holds `checkpoints/step-00000200/` and `checkpoints/latest`, which names one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from opencoca.config import Config
 from opencoca.data.tokenizer import Tokenizer
-from opencoca.errors import CheckpointError
+from opencoca.errors import CheckpointError, ConfigError
 from opencoca.model.coca import CoCa
 
 FORMAT, VERSION = "opencoca-model", 1
@@ -61,8 +64,11 @@ def save(
     training: Mapping[str, Tensor] | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `folder` whole or not at all; an older folder of that name is replaced."""
-    partial = folder.with_name(f".partial-{folder.name}")
+    """Writes `folder` whole or not at all; an older folder of that name is replaced.
+
+    Raises: CheckpointError where it can't be written; what stood there still does.
+    """
+    partial, retired = folder.with_name(f".partial-{folder.name}"), _retired(folder)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -81,21 +87,21 @@ def save(
         for path in partial.iterdir():
             fsync(path)
         fsync(partial)
-    except OSError as error:
+        if folder.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+            folder.rename(retired)  # until the next rename, `resolve` finds the older version there
+        partial.rename(folder)
+        fsync(folder.parent)
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+        if not folder.exists() and retired.exists():
+            with contextlib.suppress(OSError):
+                retired.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"{folder} could not be written ({error.strerror or error}); free some space or name another folder, "
-            "older checkpoints are untouched"
+            f"{folder} could not be written ({getattr(error, 'strerror', None) or error}); free some space or name "
+            "another folder, older checkpoints are untouched"
         ) from error
-    if folder.exists():
-        retired = folder.with_name(f".retired-{folder.name}")
-        shutil.rmtree(retired, ignore_errors=True)
-        folder.rename(retired)
-        partial.rename(folder)
-        shutil.rmtree(retired)
-    else:
-        partial.rename(folder)
-    fsync(folder.parent)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def load(folder: Path, training: bool = False) -> Checkpoint:
@@ -107,21 +113,28 @@ def load(folder: Path, training: bool = False) -> Checkpoint:
     """
     folder = resolve(folder)
     files = verify(folder)
-    needed = [MODEL, CONFIG, TOKENIZER] + ([TRAINING, STATE] if training else [])
-    for name in needed:
+    for name in (MODEL, CONFIG, TOKENIZER):
+        if name not in files:
+            raise CheckpointError(f"{folder} has no {name}; copy the folder again, whole")
+    for name in (TRAINING, STATE) if training else ():
         if name not in files:
             raise CheckpointError(f"{folder} has no {name}; it can be used for inference but not resumed from")
     try:
-        config = Config.from_dict(json.loads((folder / CONFIG).read_text()))
+        config = Config.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        state = json.loads((folder / STATE).read_text(encoding="utf-8")) if training else None
+        if training and not isinstance(state, dict):
+            raise ValueError(f"{STATE} holds no object")
         return Checkpoint(
             folder,
             config,
             Tokenizer.load(folder / TOKENIZER),
             load_file(folder / MODEL),
             load_file(folder / TRAINING) if training else None,
-            json.loads((folder / STATE).read_text()) if training else None,
+            state,
         )
-    except (json.JSONDecodeError, SafetensorError, UnicodeDecodeError) as error:
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG}: {error}") from error
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{folder} can't be read ({error}); restore it from a copy or train again") from error
 
 
@@ -131,25 +144,31 @@ def verify(folder: Path) -> dict[str, Any]:
     Raises: CheckpointError naming the file that is missing or differs.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise KeyError("format")
         version = int(manifest["version"])
+        if version < 1:
+            raise ValueError("version")
+        if version > VERSION:  # before anything else is read: a newer manifest may look otherwise
+            raise CheckpointError(
+                f"{folder} has format version {version}, this is {VERSION}: upgrade with pip install -U opencoca"
+            )
+        files = manifest["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except FileNotFoundError:
         raise CheckpointError(f"{folder} has no {MANIFEST}, so it isn't a whole OpenCoCa model folder") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError, UnicodeDecodeError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         raise CheckpointError(
             f"{folder / MANIFEST} isn't an OpenCoCa manifest; restore the folder from a copy"
         ) from None
-    if version > VERSION:
-        raise CheckpointError(
-            f"{folder} has format version {version}, this is {VERSION}: upgrade with pip install -U opencoca"
-        )
     for name, (size, digest) in expected.items():
         path = folder / name
-        if "/" in name or not path.is_file():
+        if not re.fullmatch(r"[\w-][\w.-]{0,99}", name):
+            raise CheckpointError(
+                f"{folder / MANIFEST} names {name!r}, which is no file of a model; restore it from a copy"
+            )
+        if not path.is_file():
             raise CheckpointError(f"{folder} lacks {name}; copy the folder again, whole")
         if path.stat().st_size != size or file_digest(path) != digest:
             raise CheckpointError(
@@ -164,6 +183,7 @@ def resolve(folder: Path) -> Path:
 
     Raises: CheckpointError where it is neither.
     """
+    folder = _standing(folder)
     if (folder / MANIFEST).is_file():
         return folder
     latest = latest_checkpoint(folder)
@@ -193,7 +213,7 @@ def load_weights(model: CoCa, weights: Mapping[str, Tensor], source: object) -> 
     if missing or foreign or differing:
         raise CheckpointError(
             f"{source} doesn't fit its configuration: {_count('missing', missing)}, {_count('foreign', foreign)}, "
-            f"{_count('of another shape', differing)}; is it another model's file?"
+            f"{_count('of another shape', differing)}; restore the file that was saved with it"
         )
     with torch.no_grad():
         for name, tensor in weights.items():
@@ -216,18 +236,30 @@ def latest_checkpoint(run: Path) -> Path | None:
     pointer = run / "checkpoints" / "latest"
     if not pointer.is_file():
         return None
-    folder = pointer.parent / Path(pointer.read_text().strip()).name
-    if not folder.is_dir():
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    folder = _standing(pointer.parent / name) if re.fullmatch(r"step-\d{1,20}", name) else None
+    if folder is None or not folder.is_dir():
         raise CheckpointError(
-            f"{pointer} names {folder.name}, which isn't there; write the name of another checkpoint into it"
+            f"{pointer} names {name[:40]!r}, which isn't there; write the name of another checkpoint into it"
         )
     return folder
 
 
+def _standing(folder: Path) -> Path:
+    """`folder`, or its older version where a kill came while `save` replaced it."""
+    return _retired(folder) if not folder.exists() and _retired(folder).is_dir() else folder
+
+
+def _retired(folder: Path) -> Path:
+    return folder.with_name(f".retired-{folder.name}")
+
+
 def mark_latest(folder: Path, keep: int) -> None:
-    """Points `latest` at a verified folder, then removes older checkpoints beyond the newest `keep`."""
+    """Points `latest` at a verified folder, then removes older checkpoints beyond the newest `keep`, and leftovers."""
     verify(folder)
     write_atomically(folder.parent / "latest", folder.name + "\n")
+    for leftover in (*folder.parent.glob(".partial-step-*"), *folder.parent.glob(".retired-step-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
     older = sorted(path for path in folder.parent.glob("step-*") if path.name < folder.name)
     for path in older[: max(0, len(older) - (keep - 1))]:
         shutil.rmtree(path)
@@ -240,7 +272,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".partial-{path.name}")
-    partial.write_text(text)
+    partial.write_text(text, encoding="utf-8")
     fsync(partial)
     os.replace(partial, path)
     fsync(path.parent)

@@ -112,6 +112,9 @@ class PixelConfig:
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     fit: Literal["crop", "pad"] = "crop"
 
+    def __post_init__(self) -> None:
+        _require(all(std > 0 for std in self.std), f"std {self.std} must be above 0: pixels are divided by it")
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -130,10 +133,17 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up, then linear or cosine decay to 0 at `steps`."""
+    """Warm-up, then linear or cosine decay to 0 at `steps`, for AdamW alone or Muon with AdamW.
+
+    optimizer: "muon" trains the hidden matrices with Muon at `muon_peak_lr` and the rest with AdamW at `peak_lr`.
+    ema_decay: the weights that are measured and shipped are a moving average with this decay; 0 turns it off.
+    """
 
     steps: int
+    optimizer: Literal["adamw", "muon"] = "adamw"
     peak_lr: float = 1e-3
+    muon_peak_lr: float = 0.02
+    muon_momentum: float = 0.95
     warmup_steps: int = 0
     schedule: Literal["linear", "cosine"] = "linear"
     beta1: float = 0.9
@@ -150,6 +160,8 @@ class OptimConfig:
             f"warmup_steps {self.warmup_steps} must be in [0, {self.steps}), below steps; set --optim.warmup-steps",
         )
         _require(self.peak_lr > 0, f"peak_lr {self.peak_lr} must be above 0")
+        _require(self.muon_peak_lr > 0, f"muon_peak_lr {self.muon_peak_lr} must be above 0")
+        _require(0 <= self.muon_momentum < 1, f"muon_momentum {self.muon_momentum} must be in [0, 1)")
         _require(
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"beta1 {self.beta1} and beta2 {self.beta2} must be in [0, 1)"
         )

@@ -22,7 +22,7 @@ def load(name: str | Path | None = None, device: str | None = None) -> Predictor
     saved = checkpoint.load(Path(name) if name is not None else newest_run())
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = build(saved.config.model, seed=0, device=chosen)
-    checkpoint.load_weights(model, saved.weights, saved.folder)
+    checkpoint.load_weights(model, saved.weights, saved.folder / checkpoint.MODEL)
     return Predictor(model, saved.tokenizer, saved.config)
 
 

@@ -59,7 +59,7 @@ class TextFeatures(NamedTuple):
 
 
 class CoCaOutput(NamedTuple):
-    """One forward pass for both losses: unit-norm embeddings [B,E], decoded [B,T,D] before the head, scale [1]."""
+    """One forward pass for both losses: unit-norm embeddings [B,E], decoded [B,T-1,D] before the head, scale [1]."""
 
     image_embed: Tensor
     text_embed: Tensor

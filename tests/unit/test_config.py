@@ -1,11 +1,13 @@
 """The configuration tree: what survives a checkpoint, and what is refused with which words."""
 
 import dataclasses
+import functools
 import json
 import math
 import subprocess
 import sys
-from typing import Any
+import typing
+from typing import Any, Literal
 
 import pytest
 
@@ -60,20 +62,43 @@ def test_every_recipe_survives_json(name: str) -> None:
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_every_single_field_survives_json() -> None:
-    """Each leaf differs from its default and from the recipe, so that a field left out would show."""
-    config = recipes.tiny.tiny()
-    config = dataclasses.replace(
-        config,
-        recipe="other",
-        pixels=PixelConfig(mean=(0.1, 0.2, 0.3), std=(0.4, 0.6, 0.7), fit="pad"),
-        model=dataclasses.replace(config.model, pooler=PoolerConfig(7, "parallel"), init_temperature=0.5),
-        loss=LossConfig(3.0, 4.0),
-        optim=OptimConfig(30, 1e-2, 3, "cosine", 0.8, 0.9, 1e-6, 0.1, 2.0, 0.5),
-        data=DataConfig("elsewhere", 9, "a", "b", 2),
-        run=RunConfig(1, "cpu", "bf16", 2, 3, 4, 5, True),
-    )
+def leaves(part: Any, path: str = "") -> list[tuple[str, Any]]:
+    """Every field that holds a value and not a further part, as (path, type)."""
+    found = []
+    hints = typing.get_type_hints(type(part))
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        deeper = dataclasses.is_dataclass(value)
+        found += leaves(value, f"{path}{field.name}.") if deeper else [(path + field.name, hints[field.name])]
+    return found
+
+
+def value_at(config: Config, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), config)
+
+
+def another(value: Any, kind: Any) -> Any:
+    """A value of the same kind that is allowed in the tiny recipe."""
+    if typing.get_origin(kind) is Literal:
+        return next(choice for choice in typing.get_args(kind) if choice != value)
+    if kind is bool:
+        return not value
+    if kind is int:
+        return 2 * value or 1
+    if kind is float:
+        return value / 2 or 0.25
+    return f"other {value}" if kind is str else tuple(item / 2 for item in value)
+
+
+@pytest.mark.parametrize(("path", "kind"), leaves(recipes.tiny.tiny()))
+def test_every_field_survives_json_and_the_command_line(path: str, kind: Any) -> None:
+    tiny = recipes.tiny.tiny()
+    value = another(value_at(tiny, path), kind)
+    config = Config.from_dict(json.loads(json.dumps(changed(path, value))))
+    assert value_at(config, path) == value != value_at(tiny, path)
+    assert type(value_at(config, path)) is type(value)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert tiny.with_values([f"{path}={json.dumps(value)}"]) == config
 
 
 def test_fields_with_defaults_may_be_left_out() -> None:
@@ -125,6 +150,33 @@ def test_a_part_that_is_no_object_is_refused(value: Any) -> None:
         Config.from_dict(changed("model.vision", value))
 
 
+def test_values_are_set_by_their_path() -> None:
+    tiny = recipes.tiny.tiny()
+    config = tiny.with_values(["optim.peak_lr=5e-4", "run.device=cpu", "data.folder=a=b", "model.text.tie_output=true"])
+    assert (config.optim.peak_lr, config.run.device, config.data.folder) == (5e-4, "cpu", "a=b")
+    assert config.model.text.tie_output is True
+    assert tiny.with_values([]) == tiny == recipes.tiny.tiny()
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    ["optim.peek_lr=1", "optim.peak_lr", "peak_lr=1", "optim={}", "model.vision=3", "a.b.c=1", "recipe.x=1", "=1", ""],
+)
+def test_what_cannot_be_set_is_named(assignment: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        recipes.tiny.tiny().with_values([assignment])
+    assert f"can't set {assignment!r}; write section.field=value" in str(error.value)
+
+
+def test_values_that_are_set_are_checked() -> None:
+    with pytest.raises(ConfigError, match=r"config\.optim\.steps is 'many', which is not int"):
+        recipes.tiny.tiny().with_values(["optim.steps=many"])
+    with pytest.raises(ConfigError, match=r"warmup_steps 20 must be in \[0, 20\)"):
+        recipes.tiny.tiny().with_values(["optim.warmup_steps=20"])
+    both = recipes.tiny.tiny().with_values(["optim.warmup_steps=20", "optim.steps=40"])
+    assert (both.optim.warmup_steps, both.optim.steps) == (20, 40)
+
+
 def test_unknown_and_missing_fields_are_named() -> None:
     values = changed("model.text.widht", 3)
     with pytest.raises(ConfigError, match=r"config\.model\.text has unknown fields \['widht'\]"):
@@ -148,6 +200,7 @@ def test_unknown_and_missing_fields_are_named() -> None:
         (lambda: TextConfig(**TEXT | {"unimodal_depth": 0}), ["unimodal_depth 0", "at least 1"]),
         (lambda: TextConfig(**TEXT | {"multimodal_depth": -1}), ["multimodal_depth -1"]),
         (lambda: PoolerConfig(num_queries=0), ["num_queries 0", "at least 1"]),
+        (lambda: PixelConfig(std=(0.5, 0.0, 0.5)), ["std (0.5, 0.0, 0.5)", "above 0"]),
         (lambda: LossConfig(0.0, 0.0), ["both loss weights are 0"]),
         (lambda: LossConfig(-1.0, 2.0), ["-1.0", "2.0", "negative"]),
         (lambda: LossConfig(math.nan, 2.0), ["nan", "2.0"]),
@@ -159,6 +212,8 @@ def test_unknown_and_missing_fields_are_named() -> None:
         (lambda: OptimConfig(steps=5, peak_lr=math.nan), ["peak_lr nan", "above 0"]),
         (lambda: OptimConfig(steps=5, beta2=1.0), ["beta2 1.0", "[0, 1)"]),
         (lambda: OptimConfig(steps=5, beta1=-0.1), ["beta1 -0.1", "[0, 1)"]),
+        (lambda: OptimConfig(steps=5, muon_peak_lr=0.0), ["muon_peak_lr 0.0", "above 0"]),
+        (lambda: OptimConfig(steps=5, muon_momentum=1.0), ["muon_momentum 1.0", "[0, 1)"]),
         (lambda: OptimConfig(steps=5, eps=-1e-8), ["eps -1e-08", "negative"]),
         (lambda: OptimConfig(steps=5, weight_decay=-0.1), ["weight_decay -0.1", "negative"]),
         (lambda: OptimConfig(steps=5, clip_norm=0.0), ["clip_norm 0.0", "inf"]),

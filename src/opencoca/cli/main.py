@@ -53,7 +53,7 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from opencoca.errors import OpenCoCaError
+from opencoca.errors import DataError, OpenCoCaError
 
 DONE = 0
 BUG = 1
@@ -95,12 +95,13 @@ MACHINE_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EACCES, getattr(errno, "EDQUO
 def _split_labels(words: list[str]) -> tuple[str, ...]:
     labels = tuple(label.strip() for label in words[0].split(",") if label.strip())
     if not labels:
-        raise ValueError(f"no label in {words[0]!r}; separate labels by commas, as in cat,dog")
+        raise DataError(f"no label in {words[0]!r}; separate labels by commas, as in cat,dog")
     return labels
 
 
 Paths = Annotated[tuple[Path, ...], Positional, arg(metavar="PATH...", help_behavior_hint="")]
 ModelName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the newest one)")]
+Flag = Annotated[bool, arg(help_behavior_hint="")]  # False unless given
 Labels = Annotated[
     tuple[str, ...],
     PrimitiveConstructorSpec(

@@ -49,13 +49,12 @@ class Output:
 
     def __init__(self, found: Found, columns: Sequence[Column], as_json: bool, console: Console | None = None) -> None:
         self._columns, self._as_json = columns, as_json
-        self._total, self._done, self._began = len(found.paths), 0, time.monotonic()
-        self._records: list[Mapping[str, Any]] = []
-        self._skipped = 0
-        self._held: list[Skipped] = []
-        self._titled = False
         self._console = console or Console()
-        self._progress = _Progress(self._total)
+        self._progress = _Progress(len(found.paths))
+        self._records: list[Mapping[str, Any]] = []
+        self._held: list[Skipped] = []
+        self._done = self._skipped = 0
+        self._titled = False
         for skipped in found.skipped:
             self._skip(skipped)
 
@@ -98,9 +97,8 @@ class Output:
         """
         self._progress.close()
         if not self._done and self._held:
-            first, count = self._held[-1] if len(self._held) == 1 else self._held[0], len(self._held)
-            lead = f"none of {count} could be read; the first: " if count > 1 else ""
-            raise DataError(f"{lead}{first.path} {first.what}")
+            lead = f"none of {len(self._held)} could be read; the first: " if len(self._held) > 1 else ""
+            raise DataError(f"{lead}{self._held[0].path} {self._held[0].what}")
         if self._as_json:
             print(json_list(self._records))
         if self._skipped:
@@ -190,4 +188,3 @@ class _Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
-            self._total = 0

@@ -45,20 +45,14 @@ def find(names: Sequence[Path]) -> Found:
         else:
             paths[name] = None
     if not paths:
-        first, *others = skipped
-        more = f" (nor do {len(others)} other folders)" if others else ""
-        raise DataError(f"{first.path} {first.what}{more}")
+        raise DataError(f"{skipped[0].path} {skipped[0].what}")
     return Found(list(paths), skipped)
 
 
-def natural(path: Path) -> tuple[tuple[tuple[int, str], ...], ...]:
-    """A sort key by which numbers count as numbers and case doesn't count, part by part of the path."""
-    return tuple(_natural(part) for part in path.parts)
-
-
-def _natural(name: str) -> tuple[tuple[int, str], ...]:
+def natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """A sort key by which numbers count as numbers and capitals as small letters."""
     pieces = re.split(r"([0-9]+)", name.casefold())  # text, digits, text, ..., text
-    return tuple((int(piece), "") if index % 2 else (-1, piece) for index, piece in enumerate(pieces))
+    return [(int(piece), "") if index % 2 else (-1, piece) for index, piece in enumerate(pieces)], name
 
 
 def _without_patterns(names: Sequence[Path]) -> Iterator[Path]:
@@ -68,9 +62,13 @@ def _without_patterns(names: Sequence[Path]) -> Iterator[Path]:
         except FileNotFoundError as error:
             matches = glob.glob(str(name), recursive=True) if glob.has_magic(str(name)) else []
             if not matches:
-                what = "matches no file; check the pattern" if glob.has_magic(str(name)) else "does not exist; check the path"
+                what = (
+                    "matches no file; check the pattern"
+                    if glob.has_magic(str(name))
+                    else "does not exist; check the path"
+                )
                 raise DataError(f"{name} {what}") from error
-            yield from sorted(map(Path, matches), key=natural)
+            yield from map(Path, sorted(matches, key=natural))
         except (OSError, ValueError) as error:  # ValueError: a NUL byte
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{name} can't be opened ({reason}); check the path and its permissions") from error
@@ -87,8 +85,8 @@ def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
         unreadable.append(Skipped(Path(error.filename or folder), what))
 
     for parent, folders, files in os.walk(folder, onerror=unreadable_folder):
-        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=_natural)
-        for name in sorted(files, key=_natural):
+        folders[:] = sorted((name for name in folders if not name.startswith(".")), key=natural)
+        for name in sorted(files, key=natural):
             path = Path(parent, name)
             if path.suffix.lower() in SUFFIXES and not name.startswith(".") and not _is_special(path):
                 found = True
@@ -96,7 +94,9 @@ def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
     skipped += unreadable
     if not found and not unreadable:
         kinds = "JPEG, PNG, WEBP, GIF, BMP or TIFF files"
-        skipped.append(Skipped(folder, f"holds no pictures ({kinds}, in subfolders too); name another folder or a file"))
+        skipped.append(
+            Skipped(folder, f"holds no pictures ({kinds}, in subfolders too); name another folder or a file")
+        )
 
 
 def _is_special(path: Path) -> bool:

@@ -8,7 +8,7 @@ checkpoint.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 
 from opencoca.config import PixelConfig
 from opencoca.data.pixels import normalise, open_picture, to_square
+from opencoca.data.shards import Sample
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import DataError
 from opencoca.types import Batch, TextBucket
@@ -24,18 +25,17 @@ from opencoca.types import Batch, TextBucket
 class Source(Protocol):
     """Image-text pairs by index; `ShardReader` is one."""
 
-    @property
-    def keys(self) -> Sequence[str]: ...
+    keys: list[str]
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int): ...
+    def __getitem__(self, i: int) -> Sample: ...
 
 
 class _Decoded(NamedTuple):
     key: str
     caption: str
-    group: str  # pairs that share it are not each other's negatives
+    drawing: str | None  # samples that share it show the very same picture
     picture: np.ndarray
 
 
@@ -68,6 +68,7 @@ class PairLoader:
         self._cache: dict[int, np.ndarray] = {}
         self._key_hashes = np.array([_hash64(key) for key in source.keys], dtype=np.uint64)
         self._order: tuple[int, np.ndarray] | None = None
+        self.fingerprint = hashlib.sha256("\n".join(source.keys).encode()).hexdigest()  # of the keys, in their order
 
     def batches(self, position: int = 0) -> Iterator[tuple[Batch, int]]:
         """Endless (batch, position after it), from `position` samples into the stream."""
@@ -85,8 +86,8 @@ class PairLoader:
         if self.max_shift_px:
             pictures_BHWC = self._shifted(pictures_BHWC, epochs, indices)
         ids_BT, valid_BT = self.tokenizer.encode_batch(captions, self.context_length)
-        groups = {group: i for i, group in enumerate(dict.fromkeys(sample.group for sample in samples))}
-        group_ids = torch.tensor([groups[sample.group] for sample in samples])
+        drawings = [sample.drawing if sample.drawing is not None else i for i, sample in enumerate(samples)]
+        group_ids = torch.tensor(group_alike(drawings, [tuple(row) for row in ids_BT.tolist()]))
         lengths_B = valid_BT.sum(dim=1)
         order = torch.argsort(lengths_B, stable=True)
         return Batch(
@@ -100,7 +101,7 @@ class PairLoader:
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            generator = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, epoch], dtype=np.uint64)))
             self._order = epoch, generator.permutation(len(self.source))
         return self._order[1]
 
@@ -108,16 +109,18 @@ class PairLoader:
         sample = self.source[index]
         picture = self._cache.get(index)
         if picture is None:
-            picture = to_square(open_picture(sample.picture), self.image_size_px, self.pixels.fit)
+            opened = open_picture(sample.picture, name=f"the picture of {sample.key}")
+            picture = to_square(opened, self.image_size_px, self.pixels.fit)
             if len(self._cache) < self._room:
                 self._cache[index] = picture
-        group = str(sample.attributes.get("picture") or sample.caption)
-        return _Decoded(sample.key, sample.caption, group, picture)
+        drawing = sample.attributes.get("picture")
+        return _Decoded(sample.key, sample.caption, str(drawing) if drawing else None, picture)
 
     def _shifted(self, pictures_BHWC: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Each picture moved by up to `max_shift_px` on both axes, white filled in."""
         most, size = self.max_shift_px, self.image_size_px
-        draws_B = _mix64(self._key_hashes[indices] ^ _mix64(np.uint64(self.seed) * 0x9E37 + epochs.astype(np.uint64)))
+        seed = np.uint64(self.seed * 0x9E37 % 2**64)
+        draws_B = _mix64(self._key_hashes[indices] ^ _mix64(seed + epochs.astype(np.uint64)))
         padded = np.pad(pictures_BHWC, ((0, 0), (most, most), (most, most), (0, 0)), constant_values=255)
         span = np.uint64(2 * most + 1)
         tops, lefts = (draws_B % span).astype(int), (draws_B // span % span).astype(int)
@@ -139,6 +142,19 @@ def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...
                     if stop not in best or offer[0] < best[stop][0]:
                         best[stop] = offer
     return best[len(lengths)][1]
+
+
+def group_alike(*labellings: Sequence[Hashable]) -> list[int]:
+    """One id per row; rows that share a label in any of the labellings, directly or through other rows, share it."""
+    ids = list(range(len(labellings[0])))
+    for labels in labellings:
+        first: dict[Hashable, int] = {}
+        for row, label in enumerate(labels):
+            joined = ids[first.setdefault(label, row)]
+            if joined != ids[row]:
+                old = ids[row]
+                ids = [joined if i == old else i for i in ids]
+    return ids
 
 
 def _hash64(key: str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from opencoca.config import PixelConfig
 from opencoca.data.pixels import open_picture, to_square
-from opencoca.data.shards import ShardReader
+from opencoca.data.shards import Sample, ShardReader
 from opencoca.errors import DataError
 
 
@@ -44,7 +44,11 @@ def load_held_out(folder: str | Path, split: str, image_size_px: int, pixels: Pi
     return HeldOut(
         split,
         tuple(sample.key for sample in samples),
-        np.stack([to_square(open_picture(sample.picture), image_size_px, pixels.fit) for sample in samples]),
+        np.stack([_square(sample, image_size_px, pixels.fit) for sample in samples]),
         tuple(sample.caption for sample in samples),
         tuple(sample.attributes for sample in samples),
     )
+
+
+def _square(sample: Sample, size_px: int, fit: str) -> np.ndarray:
+    return to_square(open_picture(sample.picture, name=f"the picture of {sample.key}"), size_px, fit)

@@ -81,8 +81,11 @@ class Predictor:
         `templates` are sentences with {} for the label; a label's embeddings over all of them are averaged.
         """
         labels_LE = self.embed_labels(labels, templates)
-        images_IE = self.embed_images(images)
-        return (self.model.log_scale.detach().exp().cpu() * images_IE @ labels_LE.T).softmax(dim=-1)
+        return self.label_probabilities(self.embed_images(images), labels_LE)
+
+    def label_probabilities(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Zero-shot probabilities [I,L] of embedded labels [L,E] for embedded images [I,E], all on the CPU."""
+        return (self.model.log_scale.detach().exp().cpu() * images @ labels.T).softmax(dim=-1)
 
     def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
         """Unit-norm embeddings [L,E] of labels, averaged over templates."""

@@ -68,14 +68,14 @@ def write_report(
             title="A Contrastive Captioner, trained from scratch on OpenMoji",
             subtitle=[
                 "One model, one forward and backward pass per step, two losses: it matches pictures with texts and "
-                "writes captions. Everything below is measured on pictures it never saw, beside what simpler means reach."
+                "writes captions. All is measured on pictures it never saw, beside what simpler means reach."
             ],
             facts=_facts(facts),
             charts=_charts(run),
             results=[_results(outcome) for outcome in outcomes],
             controls=[(title, meaning) for title, meaning in CONTROLS.values()],
             grid=[example for outcome in outcomes for example in _examples(outcome)],
-            grid_note=f"The pictures are spread evenly over each held-out list, {EXAMPLES_PER_SPLIT} of each; nobody chose them.",
+            grid_note=f"{EXAMPLES_PER_SPLIT} pictures of each held-out list, evenly spaced in it; nobody chose them.",
             confusions=_confusions(outcomes[0]),
             next_steps=[
                 ("Describe a picture of yours", f"coca caption picture.png --model {run}"),

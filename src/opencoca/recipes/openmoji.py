@@ -21,7 +21,7 @@ def quickstart() -> Config:
         model=ModelConfig(
             vision=VisionConfig(image_size_px=48, patch_size_px=8, width=192, depth=5, num_heads=3, mlp_width=768),
             text=TextConfig(
-                vocab_size=2000,
+                vocab_size=1000,
                 context_length=32,
                 width=192,
                 unimodal_depth=3,
@@ -33,6 +33,6 @@ def quickstart() -> Config:
             pooler=PoolerConfig(num_queries=16),
         ),
         optim=OptimConfig(steps=600, peak_lr=1e-3, warmup_steps=60, weight_decay=0.05),
-        data=DataConfig(folder="data/openmoji", batch_size=128, max_shift_px=2),
+        data=DataConfig(folder="data/openmoji", batch_size=128, max_shift_px=2, tokenizer="openmoji"),
         run=RunConfig(),
     )

@@ -11,6 +11,8 @@ from opencoca.report.style import CSS
 
 GLANCE = 6  # examples at the top of the page
 
+Section = tuple[str, str, Html] | None  # the anchor, the heading and what is below it
+
 
 def render(data: ReportData) -> str:
     """The whole page as HTML: one file that asks nothing of any other."""
@@ -37,9 +39,6 @@ def render(data: ReportData) -> str:
     ]
     html = tag("html", tag("head", *(join((line, "\n")) for line in head)), tag("body", *body), lang="en")
     return f"<!doctype html>\n{html}\n"
-
-
-Section = tuple[str, str, Html] | None
 
 
 def _top(data: ReportData) -> list[Html]:

@@ -39,7 +39,8 @@ main>section{padding:2.5rem 0 0;margin-top:2.5rem;border-top:1px solid var(--lin
 .strip{display:grid;grid-template-columns:repeat(6,minmax(0,1fr));gap:1rem;margin-top:1.5rem}
 .strip .said{margin:.5rem 0 .1rem;font-size:.9rem;line-height:1.35}
 .strip .said,.found .text,.card .said,.card .true{display:-webkit-box;-webkit-box-orient:vertical;
-overflow:hidden;-webkit-line-clamp:4;line-clamp:4}.card .said,.card .true{-webkit-line-clamp:12;line-clamp:12}
+overflow:hidden;padding-bottom:.3em;-webkit-line-clamp:4;line-clamp:4}
+.card .said,.card .true{-webkit-line-clamp:12;line-clamp:12}
 .plate{display:flex;background:#fff;border:1px solid var(--line);border-radius:.6rem;justify-content:center}
 .plate img{display:block;width:6rem;height:6rem;object-fit:contain;padding:.3rem;color:#1a1e26;
 font-size:.7rem;overflow:hidden}
@@ -129,10 +130,10 @@ main>section{margin-top:2rem;padding-top:1.75rem}
 .terms{grid-template-columns:1fr;gap:0}.terms dd{margin-bottom:.6rem}
 .facts{grid-template-columns:repeat(auto-fill,minmax(9rem,1fr))}
 .charts{grid-template-columns:1fr}.grid{grid-template-columns:1fr}
-.heat tbody td,.large .heat tbody td{min-width:2.5rem}
+.heat tbody td,.large .heat tbody td{min-width:2.1rem}
 .heat tbody th{position:sticky;left:0;background:var(--paper);max-width:7.5rem;padding-left:0}
-.heat{font-size:.78rem}.heat th,.heat .corner{padding:.2rem .3rem}.heat tbody th{min-width:0}
-.heat .corner{white-space:normal}
+.heat{font-size:.78rem}.heat th,.heat .corner{padding:.2rem .3rem}.heat tbody th{min-width:4rem}
+.heat .corner{white-space:normal;overflow-wrap:normal}
 }
 @media print{
 @page{margin:14mm}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +17,15 @@ from opencoca import checkpoint
 from opencoca.config import Config
 from opencoca.data.loader import PairLoader
 from opencoca.data.tokenizer import Tokenizer
-from opencoca.errors import TrainingError
+from opencoca.errors import CheckpointError, DataError, TrainingError
 from opencoca.train.evals import Evaluation, run_evaluations
 from opencoca.train.machine import keep_freed_memory, matmul_rate, peak_memory_bytes, placement
 from opencoca.train.metrics import ConsoleSink, JsonlSink, Sink, TensorBoardSink
-from opencoca.train.optim import learning_rate
+from opencoca.train.optim import schedule
 from opencoca.train.state import TrainState, fresh_state, load_state, save_state
 from opencoca.train.step import update
 from opencoca.train.task import Task
+from opencoca.types import Batch
 
 
 def train(
@@ -34,11 +38,11 @@ def train(
 ) -> TrainState:
     """Trains to `config.optim.steps` in the folder `run`, from its latest checkpoint if it has one.
 
-    Ctrl-C, and every other way out but a kill, leaves a checkpoint; after a kill the last one counts. Either way
-    the same call goes on and ends with the same weights, bit for bit, on the same machine.
+    Ctrl-C, unreadable data and a loss that isn't finite leave a checkpoint; after a kill the last one counts. Either
+    way the same call goes on and ends with the same weights, bit for bit, on the same machine.
 
     Raises: TrainingError for a loss that isn't finite, or a run folder in use; CheckpointError for one that
-        belongs to another configuration.
+        belongs to another configuration or other data.
     """
     device, autocast = placement(config.run)
     keep_freed_memory()
@@ -46,27 +50,42 @@ def train(
     with _only_writer(run):
         latest = checkpoint.latest_checkpoint(run)
         state = load_state(latest, config, tokenizer, device) if latest else fresh_state(config, device)
-        if state.step >= steps:
+        if latest and state.data != loader.fingerprint:
+            raise CheckpointError(
+                f"{latest} was trained on other pairs than those of --data.folder {config.data.folder}; "
+                "prepare the same data again, or train into another --run folder"
+            )
+        state.data = loader.fingerprint
+        if state.step >= steps and not state.owes_evaluation:
             return state
         checkpoint.write_atomically(run / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-        peak_flops = matmul_rate(device, torch.bfloat16 if autocast.fast_dtype == torch.bfloat16 else torch.float32)
+        peak_flops = matmul_rate(device, _fast_dtype(device, autocast))
         sinks = _open_sinks(run, config, state.step)
         saved_step = state.step
         meter = _Meter(peak_flops)
         state.model.train()
         try:
+            if state.owes_evaluation:
+                _measure(sinks, state, evaluations or [])
+                _save(run, state, config, tokenizer)
+            if state.step >= steps:
+                return state
             for batch, position in loader.batches(state.position):
                 meter.data_arrived()
-                values = update(state, task, type(batch)(*(_to(x, device) for x in batch)), config, autocast)
-                state.position = position
+                with _undivided():
+                    values = update(state, task, _on(device, batch), config, autocast)
+                    state.position = position
                 state.seconds += meter.count(len(batch.keys), 3 * task.forward_flops(batch))
                 done = state.step == steps
                 if done or state.step % config.run.log_every_steps == 0 or state.step == 1:
                     logged = {name: float(value) for name, value in values.items()}
-                    logged |= {"learning_rate": learning_rate(state.step - 1, config.optim), **meter.rates()}
+                    logged |= {
+                        "learning_rate": config.optim.peak_lr * schedule(state.step - 1, config.optim),
+                        **meter.rates(),
+                    }
                     _write(sinks, state, logged)
                 if evaluations and (done or _every(config.run.eval_every_steps, state.step)):
-                    _write(sinks, state, _evaluate(state, evaluations))
+                    _measure(sinks, state, evaluations)
                     meter.restart()
                 if done or _every(config.run.checkpoint_every_steps, state.step):
                     _save(run, state, config, tokenizer)
@@ -74,7 +93,7 @@ def train(
                     meter.restart()
                 if done:
                     return state
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, DataError, TrainingError):
             if state.step > saved_step:
                 _save(run, state, config, tokenizer)
             raise
@@ -154,16 +173,19 @@ def _write(sinks: list[Sink], state: TrainState, values: dict[str, float]) -> No
         sink.write(state.step, values)
 
 
-def _evaluate(state: TrainState, evaluations: list[Evaluation]) -> dict[str, float]:
-    """Measures the weights that would be shipped (the moving average, where there is one)."""
-    if not state.average:
-        return run_evaluations(evaluations, state.model)
-    raw = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
-    checkpoint.load_weights(state.model, state.average, "the moving average")
-    try:
-        return run_evaluations(evaluations, state.model)
-    finally:
-        checkpoint.load_weights(state.model, raw, "the raw weights")
+def _measure(sinks: list[Sink], state: TrainState, evaluations: list[Evaluation]) -> None:
+    """Measures the weights that would be shipped (the moving average, where there is one).
+
+    They stand in a copy of the model, so that an interruption leaves the raw weights as they are; the state says
+    meanwhile that it owes the evaluation, so that a resumed run makes up for it.
+    """
+    state.owes_evaluation = True
+    model = state.model
+    if state.average:
+        model = copy.deepcopy(state.model)
+        checkpoint.load_weights(model, state.average, "the moving average")
+    _write(sinks, state, run_evaluations(evaluations, model))
+    state.owes_evaluation = False
 
 
 def _save(run: Path, state: TrainState, config: Config, tokenizer: Tokenizer) -> None:
@@ -172,9 +194,32 @@ def _save(run: Path, state: TrainState, config: Config, tokenizer: Tokenizer) ->
     checkpoint.mark_latest(folder, config.run.keep_checkpoints)
 
 
+@contextlib.contextmanager
+def _undivided() -> Iterator[None]:
+    """Holds Ctrl-C back until the end of the block, which changes what belongs together: weights, step and position."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(usual):
+        yield
+        return
+    held_back = []
+    signal.signal(signal.SIGINT, lambda *call: held_back.append(call))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if held_back:
+            usual(*held_back[0])
+
+
+def _fast_dtype(device: torch.device, autocast: torch.autocast) -> torch.dtype:
+    with autocast:
+        return torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32
+
+
 def _every(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
-def _to(item, device: torch.device):
-    return item.to(device) if isinstance(item, torch.Tensor) else item
+def _on(device: torch.device, batch: Batch) -> Batch:
+    moved = {name: x.to(device) for name, x in batch._asdict().items() if isinstance(x, torch.Tensor)}
+    return batch._replace(**moved)

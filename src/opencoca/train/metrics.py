@@ -66,6 +66,8 @@ class TensorBoardSink:
 class ConsoleSink:
     """A live line on a terminal, a plain line per log step elsewhere."""
 
+    _LOSSES = ("loss", "contrastive", "captioning")
+
     def __init__(self, steps: int, start: int = 0, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         self._steps, self._start, self._began = steps, start, time.monotonic()
@@ -88,9 +90,9 @@ class ConsoleSink:
             self._console.print(f"step {step}  {shown}", highlight=False, soft_wrap=True)
             return
         rate = (step - self._start) / max(time.monotonic() - self._began, 1e-9)
+        losses = "  ".join(f"{name} {values[name]:.3f}" for name in self._LOSSES if name in values)
         line = (
-            f"contrastive {values['contrastive']:.3f}  captioning {values['captioning']:.3f}  "
-            f"lr {values['learning_rate']:.1e}  {values['samples_per_s']:.0f} samples/s  "
+            f"{losses}  lr {values['learning_rate']:.1e}  {values['samples_per_s']:.0f} samples/s  "
             f"ETA {_clock((self._steps - step) / max(rate, 1e-9))}"
         )
         if self._progress is not None:

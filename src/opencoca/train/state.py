@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,33 +15,40 @@ from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import CheckpointError
 from opencoca.model.coca import CoCa
 from opencoca.model.init import build
-from opencoca.train.optim import make_optimizer
+from opencoca.train.muon import Muon
+from opencoca.train.optim import make_optimizers
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+ADAMW_STATE, MUON_STATE = ("exp_avg", "exp_avg_sq", "step"), ("momentum",)
+_CARRIED = {"step": int, "position": int, "seconds": float, "metrics": dict, "data": str, "owes_evaluation": bool}
+_FREE_FIELDS = ("run.", "data.folder", "data.val_split", "data.tokenizer", "recipe")  # but not the seed
 
 
 @dataclass
 class TrainState:
-    """Model, optimizer, moving average, and where the run stands.
+    """Model, optimizers, moving average, and where the run stands.
 
     Nothing random is carried: initialisation, order and augmentation are functions of (seed, name), (seed, epoch)
-    and (seed, epoch, sample id), so `step` and `position` say all. `seconds` is the time spent in training steps.
+    and (seed, epoch, sample id), so `step` and `position` say all. `seconds` is the time spent in training steps,
+    `data` the fingerprint of what is trained on; `owes_evaluation` says that the one at `step` was interrupted.
     """
 
     model: CoCa
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     average: dict[str, Tensor]
     step: int = 0
     position: int = 0
     seconds: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    data: str = ""
+    owes_evaluation: bool = False
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """Moves the weights' exponential moving average on; early on it follows faster, by (1 + n) / (10 + n)."""
         if self.average:
             decay = min(decay, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(list(self.average.values()), list(self.model.parameters()), 1.0 - decay)
+            for average, parameter in zip(self.average.values(), self.model.parameters(), strict=True):
+                average.lerp_(parameter, 1.0 - decay)
 
     def weights(self) -> dict[str, Tensor]:
         """The weights to evaluate and to ship: the moving average where the run keeps one."""
@@ -51,7 +59,7 @@ def fresh_state(config: Config, device: torch.device) -> TrainState:
     """The state before the first step."""
     model = build(config.model, config.run.seed, device)
     average = {n: p.detach().clone() for n, p in model.named_parameters()} if config.optim.ema_decay else {}
-    return TrainState(model, make_optimizer(model, config.optim), average)
+    return TrainState(model, make_optimizers(model, config.optim), average)
 
 
 def save_state(folder: Path, state: TrainState, config: Config, tokenizer: Tokenizer) -> None:
@@ -59,7 +67,8 @@ def save_state(folder: Path, state: TrainState, config: Config, tokenizer: Token
     names = {id(p): n for n, p in state.model.named_parameters()}
     training = {
         f"optimizer.{names[id(parameter)]}.{moment}": value
-        for parameter, moments in state.optimizer.state.items()
+        for optimizer in state.optimizers
+        for parameter, moments in optimizer.state.items()
         for moment, value in moments.items()
     }
     if state.average:
@@ -70,7 +79,7 @@ def save_state(folder: Path, state: TrainState, config: Config, tokenizer: Token
         tokenizer,
         state.weights(),
         training,
-        {"step": state.step, "position": state.position, "seconds": state.seconds, "metrics": state.metrics},
+        {name: getattr(state, name) for name in _CARRIED},
     )
 
 
@@ -87,12 +96,17 @@ def load_state(folder: Path, config: Config, tokenizer: Tokenizer, device: torch
     checkpoint.load_weights(state.model, raw or saved.weights, saved.folder)
     for name, average in state.average.items():
         average.copy_(saved.weights[name])
-    for name, parameter in state.model.named_parameters():
-        state.optimizer.state[parameter] = {
-            moment: _moment(saved, f"optimizer.{name}.{moment}", device) for moment in _MOMENTS
-        }
-    state.step, state.position = int(saved.state["step"]), int(saved.state["position"])
-    state.seconds, state.metrics = float(saved.state["seconds"]), dict(saved.state["metrics"])
+    names = {id(parameter): name for name, parameter in state.model.named_parameters()}
+    for optimizer in state.optimizers:
+        moments = MUON_STATE if isinstance(optimizer, Muon) else ADAMW_STATE
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            keys = {moment: f"optimizer.{names[id(parameter)]}.{moment}" for moment in moments}
+            if any(key in saved.training for key in keys.values()):  # none where no loss reaches the parameter
+                optimizer.state[parameter] = {moment: _moment(saved, key, device) for moment, key in keys.items()}
+    for name, kind in _CARRIED.items():
+        if not isinstance(saved.state, dict) or not isinstance(saved.state.get(name), kind):
+            raise CheckpointError(f"{saved.folder / checkpoint.STATE} has no {name}; resume from another checkpoint")
+        setattr(state, name, saved.state[name])
     return state
 
 
@@ -100,20 +114,17 @@ def _moment(saved: checkpoint.Checkpoint, key: str, device: torch.device) -> Ten
     assert saved.training is not None
     if key not in saved.training:
         raise CheckpointError(f"{saved.folder} lacks {key} in its optimizer state; resume from another checkpoint")
-    return saved.training[key].to(device)
+    return saved.training[key].to(device, copy=True)  # a copy: what was read is a map of the file
 
 
 def _check_same_run(saved: checkpoint.Checkpoint, config: Config, tokenizer: Tokenizer) -> None:
-    """What may change between runs of one folder is `config.run` (but not the seed); all else must be the same."""
-    before, now = saved.config.to_dict(), config.to_dict()
+    """What may change between runs of one folder are `_FREE_FIELDS`; all else must be the same."""
+    before, now = _flat(saved.config.to_dict()), _flat(config.to_dict())
     changed = [
-        f"{part}: {before[part]} -> {now[part]}"
-        for part in ("model", "optim", "loss", "pixels")
-        if before[part] != now[part]
+        f"{name}: {before[name]} -> {now[name]}"
+        for name in before
+        if before[name] != now[name] and (name == "run.seed" or not name.startswith(_FREE_FIELDS))
     ]
-    for part, name in (("run", "seed"), ("data", "batch_size"), ("data", "max_shift_px")):
-        if before[part][name] != now[part][name]:
-            changed.append(f"{part}.{name}: {before[part][name]} -> {now[part][name]}")
     if changed:
         raise CheckpointError(
             f"{saved.folder} was trained with other settings ({'; '.join(changed)}); "
@@ -123,3 +134,11 @@ def _check_same_run(saved: checkpoint.Checkpoint, config: Config, tokenizer: Tok
         raise CheckpointError(
             f"{saved.folder} was trained with another tokenizer.json; train into another --run folder"
         )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, under dotted names."""
+    flat = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -8,7 +8,7 @@ import torch
 
 from opencoca.config import Config
 from opencoca.errors import TrainingError
-from opencoca.train.optim import learning_rate
+from opencoca.train.optim import schedule
 from opencoca.train.state import TrainState
 from opencoca.train.task import Task
 from opencoca.types import Batch
@@ -24,19 +24,22 @@ def update(
     Raises: TrainingError before any weight changes where the loss or a gradient isn't finite.
     """
     optim = config.optim
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(state.step, optim)
-    state.optimizer.zero_grad(set_to_none=True)
+    rate = schedule(state.step, optim)
+    for optimizer in state.optimizers:
+        optimizer.zero_grad(set_to_none=True)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["peak_lr"]
     with autocast:
         loss = task.loss(state.model, batch)
     loss.total.backward()
     gradient_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm, foreach=True)
-    if not torch.isfinite(gradient_norm):
+    if not torch.isfinite(gradient_norm + loss.total.detach()):
         raise TrainingError(
             f"step {state.step}: the gradient norm is {gradient_norm.item()} with loss {loss.total.item()}; weights are "
             f"unchanged. Lower optim.peak_lr ({optim.peak_lr}), or look at the batch: {', '.join(batch.keys[:8])} ..."
         )
-    state.optimizer.step()
+    for optimizer in state.optimizers:
+        optimizer.step()
     with torch.no_grad():
         state.model.log_scale.clamp_(0.0, MAX_LOG_SCALE)
     state.step += 1
