@@ -19,7 +19,11 @@ from opencoca.errors import ConfigError
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The ViT encoder."""
+    """The ViT encoder.
+
+    max_patches: the encoder reads only this many patches of a picture, those with the most detail (pixel variance);
+        0 reads all. Drawings on a blank ground lose nothing but blank patches.
+    """
 
     image_size_px: int
     patch_size_px: int
@@ -27,6 +31,7 @@ class VisionConfig:
     depth: int
     num_heads: int
     mlp_width: int
+    max_patches: int = 0
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size_px", "patch_size_px", "width", "depth", "num_heads", "mlp_width")

@@ -202,6 +202,34 @@ def test_enough_beams_find_the_best_of_all_captions(max_tokens: int, penalty: fl
         assert caption.log_prob == pytest.approx(best[2], abs=NATS)
 
 
+@pytest.mark.parametrize("beams", [6, 12, 24])
+def test_beams_that_have_nothing_to_say_end_nothing(beams: int) -> None:
+    """Two words and two steps leave most beams without a hypothesis; their ends are not captions."""
+    model = opinionated(vocab_size=5, seed=4)
+    model.head.weight[SPECIAL.end] *= 0.1
+    tokens = picture_tokens(model, 12)
+    captions = beam_search(model, tokens, SPECIAL, 2, beams, length_penalty=0.0)
+    assert_same(captions, [plain_beam_search(model, row, 2, beams, 0.0) for row in tokens])
+    assert {len(caption.ids) for caption in captions} >= {0, 2}
+    assert all(math.isfinite(caption.log_prob) for caption in captions)
+
+
+def test_captions_that_ended_come_before_ones_that_were_cut_off() -> None:
+    """With as many ended captions as beams, a hypothesis that max_tokens cut off isn't returned, whatever its score."""
+    model = opinionated(vocab_size=9, seed=3)
+    tokens = picture_tokens(model, 8)
+    captions = beam_search(model, tokens, SPECIAL, 4, beams=2)
+    assert_same(captions, [plain_beam_search(model, row, 4, 2, 1.0) for row in tokens])
+    cut_off = [caption for caption in greedy(model, tokens, SPECIAL, 4) if len(caption.ids) == 4]
+    better = [
+        caption
+        for caption, row in zip(captions, tokens, strict=True)
+        for rival in cut_off
+        if rival == greedy(model, row[None], SPECIAL, 4)[0] and rival.log_prob / 4 > caption.log_prob / 4 + 0.1
+    ]
+    assert better and all(len(caption.ids) < 4 for caption in better)
+
+
 def test_more_beams_find_what_greedy_misses(model: CoCa, tokens: Tensor) -> None:
     by_greed = greedy(model, tokens, SPECIAL, 6)
     by_beams = beam_search(model, tokens, SPECIAL, 6, beams=300, length_penalty=0.0)
@@ -280,6 +308,19 @@ def test_generation_takes_no_gradient_and_changes_nothing(model: CoCa, tokens: T
     assert learning.grad is None and torch.equal(learning, tokens)
     assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
     assert first == greedy(model, tokens, SPECIAL, 4)
+
+
+@pytest.mark.parametrize("beams", [0, 3])
+def test_log_probabilities_are_float64_whatever_the_model_is(beams: int) -> None:
+    """Where every word is as likely as any other, 14 words cost 14 log 7 and the last digit is right."""
+    model = opinionated(vocab_size=9, seed=1).float()
+    tokens = picture_tokens(model.double(), 2).float()
+    model = model.float()
+    model.head.weight.zero_()
+    captions = beam_search(model, tokens, SPECIAL, 5, beams) if beams else greedy(model, tokens, SPECIAL, 5)
+    for caption in captions:
+        said = len(caption.ids) + (len(caption.ids) < 5)
+        assert caption.log_prob == pytest.approx(-said * math.log(7), rel=1e-14)
 
 
 def test_special_ids_of_the_tokenizer_work_on_an_untrained_model_in_fp32() -> None:

@@ -1,6 +1,7 @@
 """Parameter groups, optimizers and schedule."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -50,9 +51,8 @@ def test_every_parameter_is_in_exactly_one_group_and_only_matrices_decay(tied, k
         assert group["weight_decay"] == (0.1 if decays(name, tied) else 0.0), name
         by_muon = isinstance(optimizer, Muon)
         assert group["peak_lr"] == (config.muon_peak_lr if by_muon else config.peak_lr)
-        assert by_muon == (kind == "muon" and decays(name, tied) and not name.startswith(("head", "encoder.patch"))), (
-            name
-        )
+        hidden = decays(name, tied) and not name.startswith(("head", "encoder.patch"))
+        assert by_muon == (kind == "muon" and hidden), name
     assert any(decays(name, tied) for name in names.values())
 
 
@@ -84,7 +84,7 @@ def test_the_schedule_at_its_corners(kind):
     rates = [schedule(step, config) for step in range(110)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[0] > 0 and rates[9] == 1.0 == rates[10]
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     middle, last = (0.5, 0.01) if kind == "linear" else (0.5, 0.5 * (1 - math.cos(math.pi * 0.01)))
     assert rates[60] == pytest.approx(middle) and rates[109] == pytest.approx(last) and rates[109] > 0
     assert schedule(110, config) == pytest.approx(0, abs=1e-12)

@@ -55,7 +55,7 @@ def light(monkeypatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class Stop(Exception):
+class CrashError(Exception):
     """Ends a run as a crash does: nothing is saved on the way out."""
 
 
@@ -86,7 +86,7 @@ class Probe:
         if len(self.seen) == self.at:
             self.act()
         yield "calls", float(len(self.seen))
-        yield "norm", float(sum(p.norm() for p in model.parameters()))
+        yield "norm", float(sum(p.detach().norm() for p in model.parameters()))
 
 
 def fail(error: BaseException):
@@ -99,11 +99,8 @@ def fail(error: BaseException):
 def final(run: Path) -> dict[str, torch.Tensor]:
     """All tensors of the latest checkpoint, moving average and optimizer included."""
     folder = checkpoint.resolve(run)
-    return {
-        f"{name}/{key}": t
-        for name in ("model", "training")
-        for key, t in load_file(folder / f"{name}.safetensors").items()
-    }
+    files = (checkpoint.MODEL, checkpoint.TRAINING)
+    return {f"{name}/{key}": tensor for name in files for key, tensor in load_file(folder / name).items()}
 
 
 def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -136,10 +133,9 @@ def short(shards: Path, **sections):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_loss_falls(shards, tmp_path, optimizer):
-    """Measured: contrastive 4.4 -> 3.3, captioning 5.8 -> 1.5 (adamw)."""
-    config = tiny_config(
-        shards, optim={"steps": 60, "warmup_steps": 5, "optimizer": optimizer}, run={"log_every_steps": 1}
-    )
+    """Measured, means of the first and last 5 steps: FILL."""
+    optim = {"steps": 60, "warmup_steps": 5, "optimizer": optimizer}
+    config = tiny_config(shards, optim=optim, run={"log_every_steps": 1})
     train_tiny(config, tmp_path / "run")
     logged = rows(tmp_path / "run")
     assert [row["step"] for row in logged] == list(range(1, 61))
@@ -149,8 +145,8 @@ def test_the_loss_falls(shards, tmp_path, optimizer):
 
     assert mean("captioning", logged[-5:]) < 0.5 * mean("captioning", logged[:5])
     assert mean("contrastive", logged[-5:]) < 0.9 * mean("contrastive", logged[:5])
-    assert logged[0]["contrastive"] == pytest.approx(2 * math.log(8), rel=0.2)
-    assert logged[0]["captioning"] == pytest.approx(math.log(320), rel=0.1)
+    assert 2 * math.log(8) < logged[0]["contrastive"] < 7
+    assert logged[0]["captioning"] == pytest.approx(math.log(320), rel=0.2)
 
 
 def test_rows_are_whole_and_plausible(undisturbed, shards):
@@ -273,8 +269,8 @@ def test_ctrl_c_while_saving_saves_again(shards, tmp_path, undisturbed, monkeypa
 
 def test_a_crash_goes_on_from_the_last_checkpoint_and_its_rows(shards, tmp_path, undisturbed):
     config = short(shards)
-    with pytest.raises(Stop):
-        train_tiny(config, tmp_path / "run", [Probe()], Watched(config, 9, fail(Stop())))
+    with pytest.raises(CrashError):
+        train_tiny(config, tmp_path / "run", [Probe()], Watched(config, 9, fail(CrashError())))
     assert rows(tmp_path / "run")[-1]["step"] == 8
     assert checkpoint.resolve(tmp_path / "run").name == "step-00000005"
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
@@ -291,8 +287,8 @@ def test_a_crash_goes_on_from_the_last_checkpoint_and_its_rows(shards, tmp_path,
 
 def test_a_crash_before_the_first_checkpoint_starts_afresh(shards, tmp_path, undisturbed):
     config = short(shards)
-    with pytest.raises(Stop):
-        train_tiny(config, tmp_path / "run", task=Watched(config, 3, fail(Stop())))
+    with pytest.raises(CrashError):
+        train_tiny(config, tmp_path / "run", task=Watched(config, 3, fail(CrashError())))
     train_tiny(config, tmp_path / "run")
     assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 13))
     assert_same(final(tmp_path / "run"), final(undisturbed))
@@ -328,12 +324,12 @@ def test_a_damaged_picture_ends_the_run_by_name_and_leaves_a_checkpoint(tmp_path
 def test_a_finished_run_returns_at_once(shards, tmp_path, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"}
     config = short(shards)
-    state = train_tiny(config, undisturbed, [Probe(1, fail(Stop()))], Watched(config, 1, fail(Stop())))
+    state = train_tiny(config, undisturbed, [Probe(1, fail(CrashError()))], Watched(config, 1, fail(CrashError())))
     assert state.step == 12
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*") if path.name != ".lock"} == before
     assert_same(
-        {f"model/{name}": tensor for name, tensor in state.average.items()},
-        {name: tensor for name, tensor in final(undisturbed).items() if name.startswith("model/")},
+        {f"{checkpoint.MODEL}/{name}": tensor for name, tensor in state.average.items()},
+        {name: tensor for name, tensor in final(undisturbed).items() if name.startswith(checkpoint.MODEL)},
     )
 
 
@@ -383,8 +379,8 @@ def test_other_settings_are_refused_by_name(shards, undisturbed, section, field,
 
 def test_settings_that_change_nothing_may_change(shards, tmp_path, undisturbed):
     config = short(shards)
-    with pytest.raises(Stop):
-        train_tiny(config, tmp_path / "run", task=Watched(config, 8, fail(Stop())))
+    with pytest.raises(CrashError):
+        train_tiny(config, tmp_path / "run", task=Watched(config, 8, fail(CrashError())))
     write_shards(tmp_path / "moved")
     run = {"log_every_steps": 3, "eval_every_steps": 0, "checkpoint_every_steps": 2, "keep_checkpoints": 1}
     train_tiny(short(tmp_path / "moved", run=run), tmp_path / "run")
@@ -404,8 +400,8 @@ def test_other_data_and_another_tokenizer_are_refused(shards, tmp_path, undistur
 
 def test_a_run_whose_latest_is_damaged_is_refused(shards, tmp_path):
     config = short(shards)
-    with pytest.raises(Stop):
-        train_tiny(config, tmp_path / "run", task=Watched(config, 8, fail(Stop())))
+    with pytest.raises(CrashError):
+        train_tiny(config, tmp_path / "run", task=Watched(config, 8, fail(CrashError())))
     path = checkpoint.resolve(tmp_path / "run") / checkpoint.TRAINING
     content = bytearray(path.read_bytes())
     content[-5] ^= 1

@@ -66,6 +66,7 @@ def beam_search(
 
     Length counts the tokens and the end. A picture is done when it has `beams` finished captions and no live
     hypothesis scores better, at its present length, than the worst of them; done pictures leave the computation.
+    A hypothesis that `max_tokens` cuts off counts only where fewer than `beams` captions have ended.
     """
     pictures, device = image_tokens.shape[0], image_tokens.device
     max_tokens = _bounded(model, max_tokens)

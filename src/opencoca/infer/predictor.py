@@ -36,6 +36,8 @@ class Predictor:
                 f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.config.text.vocab_size}: "
                 "they belong to different models; restore tokenizer.json"
             )
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size} must be at least 1")
         self.model, self.tokenizer, self.config, self.batch_size = model.eval(), tokenizer, config, batch_size
 
     @property
@@ -91,9 +93,13 @@ class Predictor:
         """Unit-norm embeddings [L,E] of labels, averaged over templates."""
         if isinstance(labels, str) or len(labels) < 1:
             raise DataError("labels must be a list of at least one label, as in ['cat', 'dog']")
+        if not all(isinstance(label, str) for label in labels):
+            raise DataError(f"labels must be strings, got {list(labels)}")
         repeated = sorted({label for label in labels if list(labels).count(label) > 1})
         if repeated or any(not label.strip() for label in labels):
             raise DataError(f"labels must differ and not be empty; repeated: {repeated}, all: {list(labels)}")
+        if isinstance(templates, str):
+            raise DataError(f"templates must be a list, as in [{templates!r}]")
         if not templates or any("{}" not in template for template in templates):
             raise DataError(f"every template needs {{}} where the label goes, got {list(templates)}")
         texts = [template.replace("{}", label) for label in labels for template in templates]
@@ -116,7 +122,12 @@ class Predictor:
 
     def encode_images(self, images: Pictures) -> ImageFeatures:
         """Embeddings [I,E] and decoder tokens [I,Q,D] from one pass of the encoder, on the model's device."""
-        return ImageFeatures(*(torch.cat(part) for part in zip(*self._encoded(images), strict=True)))
+        parts = list(self._encoded(images))
+        if not parts:
+            width, queries = self.model.config.embed_dim, self.model.config.pooler.num_queries
+            empty = torch.empty(0, queries, width, device=self.device)
+            return ImageFeatures(empty[:, 0], empty)
+        return ImageFeatures(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     @torch.no_grad()
     def _encoded(self, images: Pictures) -> Iterator[ImageFeatures]:

@@ -30,6 +30,7 @@ def forward_flops(config: ModelConfig, batch: int, text_length: int, image_size_
     """
     vision, text, pooler = config.vision, config.text, config.pooler
     patches = ((image_size_px or vision.image_size_px) // vision.patch_size_px) ** 2
+    patches = min(patches, vision.max_patches or patches)
     queries, width = pooler.num_queries, text.width
     contrastive_context = (queries, width) if pooler.arrangement == "cascade" else (patches, vision.width)
     with_cls, predicted = text_length + 1, text_length - 1

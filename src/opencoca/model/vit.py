@@ -23,9 +23,17 @@ class VisionTransformer(nn.Module):
         )
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Encodes pixels [B,C,H,W], H and W multiples of the patch size, into tokens [B,P,D], row by row."""
-        tokens_BPD = self.patch(patchify(pixels_BCHW, self.config.patch_size_px))
-        tokens_BPD = tokens_BPD + self.positions(*(side // self.config.patch_size_px for side in pixels_BCHW.shape[2:]))
+        """Encodes pixels [B,C,H,W], H and W multiples of the patch size, into tokens [B,P,D].
+
+        They stand row by row, or by falling detail where `max_patches` leaves some out.
+        """
+        patches_BPX = patchify(pixels_BCHW, self.config.patch_size_px)
+        positions_PD = self.positions(*(side // self.config.patch_size_px for side in pixels_BCHW.shape[2:]))
+        if 0 < self.config.max_patches < patches_BPX.shape[1]:
+            chosen_BP = patches_BPX.var(dim=-1).topk(self.config.max_patches, dim=1).indices
+            patches_BPX = patches_BPX.gather(1, chosen_BP[..., None].expand(-1, -1, patches_BPX.shape[-1]))
+            positions_PD = positions_PD[chosen_BP]
+        tokens_BPD = self.patch(patches_BPX) + positions_PD
         for block in self.blocks:
             tokens_BPD = block(tokens_BPD)
         return tokens_BPD
