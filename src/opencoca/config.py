@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from opencoca.errors import ConfigError
 
@@ -183,6 +183,8 @@ class DataConfig:
     max_shift_px: each picture is shifted by up to this many pixels both ways, white filled in; 0 turns it off.
     text_buckets: a batch's captions are read in up to so many runs of like length, which changes no value and
         saves padding.
+    clump_size: up to so many alike samples (one `concept`, or captions with one first word) stand side by side in the
+        order, so that a batch holds hard negatives; 1 is a plain shuffle.
     tokenizer: a tokenizer.json, "openmoji" for the one that ships, or "train" for a new one from the captions.
     """
 
@@ -192,6 +194,7 @@ class DataConfig:
     val_split: str = "val"
     max_shift_px: int = 0
     text_buckets: int = 4
+    clump_size: int = 1
     tokenizer: str = "train"
 
     def __post_init__(self) -> None:
@@ -300,7 +303,7 @@ def _build(kind: Any, value: Any, path: str) -> Any:
                 f"{path} has unknown fields {unknown} and lacks {missing}; "
                 "was it written by another version of opencoca?"
             )
-        return kind(**{name: _build(hints[name], item, f"{path}.{name}") for name, item in value.items()})
+        return cast(Any, kind)(**{name: _build(hints[name], item, f"{path}.{name}") for name, item in value.items()})
     origin = typing.get_origin(kind)
     if origin is Literal:
         ok = value in typing.get_args(kind)

@@ -22,10 +22,10 @@ from opencoca.train import loop
 from opencoca.train.task import Pretraining
 
 pytestmark = [
-    pytest.mark.timeout(240),
+    pytest.mark.timeout(600),
     pytest.mark.skipif(os.name != "posix", reason="kill -9 and forks are POSIX's"),
 ]
-STEPS, PAUSE_S, DEADLINE_S = 16, 0.01, 60.0
+STEPS, PAUSE_S, DEADLINE_S = 16, 0.01, 120.0
 DISK_CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir")
 
 
@@ -145,13 +145,13 @@ def test_killed_from_outside(context, shards, undisturbed, tmp_path):
 def test_killed_inside_saves(context, shards, undisturbed, tmp_path):
     """Before one call after another that flushes, renames or removes a file, through several saves."""
     run, latest, killed = tmp_path / "run", [], 0
-    for die_at in range(2, 45, 2):
+    for die_at in range(2, 46, 3):
         code = finish(context, shards, run, die_at)
         killed += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL)
         folder = checkpoint.latest_checkpoint(run)
         latest.append(checkpoint.load(folder, training=True).folder.name if folder else "")  # whole, whenever it died
-    assert latest == sorted(latest) and killed >= 20, (latest, killed)
+    assert latest == sorted(latest) and killed >= 14, (latest, killed)
     assert len(set(latest)) >= 3
     assert finish(context, shards, run) == 0
     assert_same_end(run, undisturbed)

@@ -224,7 +224,7 @@ def test_a_block_equals_its_formula() -> None:
     hidden = block.mlp.up(block.norm_mlp(expected))
     hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
     expected = expected + block.mlp.down(hidden)
-    torch.testing.assert_close(block(x_BTD, picture_BQD), expected, **EXACT)
+    torch.testing.assert_close(block(x_BTD, block.picture_keys_values(picture_BQD)), expected, **EXACT)
 
 
 @pytest.mark.parametrize("num_queries", [1, 256])

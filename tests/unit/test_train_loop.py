@@ -133,7 +133,7 @@ def short(shards: Path, **sections):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_loss_falls(shards, tmp_path, optimizer):
-    """Measured, means of the first and last 5 steps: FILL."""
+    """Measured on two seeds, means of the first and last 5 steps: contrastive 4.6 -> 0.5 to 1.4, captioning 5 -> 0.8."""
     optim = {"steps": 60, "warmup_steps": 5, "optimizer": optimizer}
     config = tiny_config(shards, optim=optim, run={"log_every_steps": 1})
     train_tiny(config, tmp_path / "run")
@@ -143,8 +143,8 @@ def test_the_loss_falls(shards, tmp_path, optimizer):
     def mean(name, part):
         return sum(row[name] for row in part) / len(part)
 
-    assert mean("captioning", logged[-5:]) < 0.5 * mean("captioning", logged[:5])
-    assert mean("contrastive", logged[-5:]) < 0.9 * mean("contrastive", logged[:5])
+    assert mean("captioning", logged[-5:]) < 0.3 * mean("captioning", logged[:5])
+    assert mean("contrastive", logged[-5:]) < 0.5 * mean("contrastive", logged[:5])
     assert 2 * math.log(8) < logged[0]["contrastive"] < 7
     assert logged[0]["captioning"] == pytest.approx(math.log(320), rel=0.2)
 

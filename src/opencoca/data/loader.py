@@ -8,6 +8,7 @@ checkpoint.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -57,17 +58,19 @@ class PairLoader:
         seed: int,
         max_shift_px: int = 0,
         text_buckets: int = 1,
+        clump_size: int = 1,
         cache_bytes: int = 512 * 2**20,
     ) -> None:
         if len(source) == 0:
             raise DataError("the training split has no samples; prepare the data again or name another split")
         self.source, self.tokenizer, self.pixels, self.seed = source, tokenizer, pixels, seed
         self.batch_size, self.image_size_px, self.context_length = batch_size, image_size_px, context_length
-        self.max_shift_px, self.text_buckets = max_shift_px, text_buckets
+        self.max_shift_px, self.text_buckets, self.clump_size = max_shift_px, text_buckets, clump_size
         self._room = cache_bytes // (3 * image_size_px**2)
         self._cache: dict[int, np.ndarray] = {}
         self._key_hashes = np.array([_hash64(key) for key in source.keys], dtype=np.uint64)
         self._order: tuple[int, np.ndarray] | None = None
+        self._kinds = alike(source) if clump_size > 1 else None
         self.fingerprint = hashlib.sha256("\n".join(source.keys).encode()).hexdigest()  # of the keys, in their order
 
     def batches(self, position: int = 0) -> Iterator[tuple[Batch, int]]:
@@ -102,7 +105,10 @@ class PairLoader:
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, epoch], dtype=np.uint64)))
-            self._order = epoch, generator.permutation(len(self.source))
+            order = generator.permutation(len(self.source))
+            if self._kinds is not None:
+                order = clumped(order, self._kinds, self.clump_size, generator)
+            self._order = epoch, order
         return self._order[1]
 
     def _sample(self, index: int) -> _Decoded:
@@ -127,6 +133,32 @@ class PairLoader:
         return np.stack(
             [p[y : y + size, x : x + size] for p, y, x in zip(padded, tops, lefts, strict=True)],
         )
+
+
+def alike(source: Source) -> np.ndarray:
+    """A number per sample, equal for alike samples: of one `concept`, or else with one first word of caption."""
+    samples = [source[i] for i in range(len(source))]
+    concepts = [sample.attributes.get("concept") for sample in samples]
+    common = {concept for concept, count in Counter(concepts).items() if concept and count > 1}
+    names = [
+        ("concept", concept) if concept in common else ("word", sample.caption.split(" ", 1)[0])
+        for sample, concept in zip(samples, concepts, strict=True)
+    ]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([numbers[name] for name in names])
+
+
+def clumped(order: np.ndarray, kinds: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
+    """The same samples, with alike ones side by side in clumps of up to `size`, and the clumps in random order.
+
+    What shares a batch with its like has to be told apart by its details: hard negatives, at no cost.
+    """
+    by_kind = order[np.argsort(kinds[order], kind="stable")]
+    starts = np.flatnonzero(np.diff(kinds[by_kind], prepend=-1))
+    clumps = [
+        clump[first : first + size] for clump in np.split(by_kind, starts[1:]) for first in range(0, len(clump), size)
+    ]
+    return np.concatenate([clumps[i] for i in generator.permutation(len(clumps))])
 
 
 def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...]:

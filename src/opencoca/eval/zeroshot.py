@@ -21,6 +21,10 @@ class Attribute(NamedTuple):
     words: tuple[str, ...]
     templates: tuple[str, ...]
 
+    def prompts(self, label: int) -> list[str]:
+        """One label's sentences."""
+        return [template.replace("{}", self.words[label]) for template in self.templates]
+
     def truths(self, attributes: Sequence[dict]) -> list[int | None]:
         """Each sample's label index, None where the attribute doesn't apply."""
         truths = []

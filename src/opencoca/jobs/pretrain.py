@@ -44,6 +44,7 @@ def pretrain(config: Config, run: Path, attributes: tuple[Attribute, ...] = ()) 
         seed=config.run.seed,
         max_shift_px=config.data.max_shift_px,
         text_buckets=config.data.text_buckets,
+        clump_size=config.data.clump_size,
     )
     return train(config, run, Pretraining(config.model, config.loss), loader, tokenizer, evaluations)
 

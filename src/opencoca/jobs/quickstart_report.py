@@ -51,9 +51,10 @@ NAMES = {
     "caption_gender": "man or woman named in caption",
 }
 HEADLINES = {
-    ("test_pictures", "i2t_recall@1"),
-    ("test_combinations", "i2t_recall@1"),
-    ("test_pictures", "zeroshot_skin_tone"),
+    ("test_pictures", "i2t_recall@1"): "the picture's own caption comes first of all in its list",
+    ("test_combinations", "i2t_recall@1"): "the same, where training never showed this role in this tone",
+    ("test_concepts", "i2t_recall@1"): "the same, where training never showed the concept at all",
+    ("test_pictures", "zeroshot_skin_tone"): "the right one of five prompts is nearest",
 }
 EXAMPLES_PER_SPLIT = 14
 
@@ -159,6 +160,7 @@ def _results(outcome: SplitOutcome) -> report.Results:
                 unit,
                 controls,
                 None if chance is None else factor * chance,
+                note=HEADLINES.get((split, key), ""),
                 headline=(split, key) in HEADLINES,
             )
         )
@@ -207,7 +209,7 @@ def _confusions(outcome: SplitOutcome) -> list[report.Confusion]:
                     100 * outcome.controls["colour_histogram"][f"zeroshot_{attribute.name}"],
                 )
             ],
-            f"The nearest of {len(attribute.labels)} prompts such as “{attribute.templates[0].replace('{}', attribute.words[0])}”.",
+            f"The nearest of {len(attribute.labels)} prompts such as “{attribute.prompts(0)[0]}”.",
         )
         for attribute in ATTRIBUTES
         if (confusion := outcome.result.confusions.get(attribute.name)) is not None

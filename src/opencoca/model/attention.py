@@ -64,10 +64,14 @@ class Attention(nn.Module):
         With `causal`, the T queries are the last T of the S positions (lower-right alignment), so the same call
         serves training (T = S) and cached decoding (T < S). Padding needs no mask: it stands on the right of
         causal sequences, where no real token sees it. Where the context has fewer rows, each is shared by as many
-        consecutive rows of x (the beams of one picture) without being copied.
+        consecutive rows of x (the beams of one picture) without being copied; a single row of x (a pooler's
+        queries) is projected once and reads every row of the context.
         """
+        rows = context.keys.shape[0]
         q_BNTK = self._split_heads(self.q(x_BTD))
-        sharing = x_BTD.shape[0] // max(1, context.keys.shape[0])  # no pictures: nothing to share
+        if q_BNTK.shape[0] == 1:
+            q_BNTK = q_BNTK.expand(rows, -1, -1, -1)
+        sharing = q_BNTK.shape[0] // max(1, rows)  # no pictures: nothing to share
         if sharing > 1:
             q_BNTK = q_BNTK.unflatten(0, (-1, sharing)).transpose(1, 2).flatten(2, 3)
         num_queries, num_keys = q_BNTK.shape[2], context.keys.shape[2]

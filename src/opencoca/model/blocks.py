@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opencoca.model.attention import Attention, KeysValues, KVCache
-
-
-class LayerCache(NamedTuple):
-    """One layer's state while decoding: its self-attention cache, and the picture's keys and values if it reads one."""
-
-    own: KVCache
-    picture: KeysValues | None
 
 
 class Mlp(nn.Module):
@@ -44,14 +35,19 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_width)
 
-    def forward(self, x_BTD: Tensor, picture_BQD: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """One layer over x [B,T,D]; with a cache, x holds only the next positions and the picture comes from it."""
+    def forward(self, x_BTD: Tensor, picture: KeysValues | None = None, cache: KVCache | None = None) -> Tensor:
+        """One layer over x [B,T,D], which holds only the next positions where there is a cache of those before."""
         normed_BTD = self.norm_self(x_BTD)
         own = self.self_attention.keys_values(normed_BTD)
         if cache is not None:
-            own = cache.own.append(own)
+            own = cache.append(own)
         x_BTD = x_BTD + self.self_attention(normed_BTD, own, causal=self.causal)
         if self.cross_attention is not None:
-            picture = cache.picture if cache is not None else self.cross_attention.keys_values(picture_BQD)
+            assert picture is not None
             x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
         return x_BTD + self.mlp(self.norm_mlp(x_BTD))
+
+    def picture_keys_values(self, picture_BQD: Tensor) -> KeysValues:
+        """Projects a picture's tokens once, for all positions, steps and beams that read it."""
+        assert self.cross_attention is not None
+        return self.cross_attention.keys_values(picture_BQD)

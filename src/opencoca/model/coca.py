@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from opencoca.config import ModelConfig
 from opencoca.model.attention import KeysValues, KVCache
-from opencoca.model.blocks import LayerCache
 from opencoca.model.pooler import AttentionalPooler
 from opencoca.model.text import MultimodalDecoder, UnimodalDecoder
 from opencoca.model.vit import VisionTransformer
@@ -18,16 +17,15 @@ from opencoca.types import CoCaOutput, ImageFeatures, TextBucket, TextFeatures
 
 
 class DecodeCache:
-    """What decoding carries from step to step: a layer cache for every unimodal and multimodal layer."""
+    """What decoding carries from step to step: each layer's past, and each multimodal layer's view of the pictures."""
 
-    def __init__(self, unimodal: list[LayerCache], multimodal: list[LayerCache]) -> None:
-        self.unimodal = unimodal
-        self.multimodal = multimodal
+    def __init__(self, unimodal: list[KVCache], multimodal: list[KVCache], pictures: list[KeysValues]) -> None:
+        self.unimodal, self.multimodal, self.pictures = unimodal, multimodal, pictures
 
     @property
     def length(self) -> int:
         """Text positions held so far."""
-        return self.unimodal[0].own.length
+        return self.unimodal[0].length
 
     def select_rows(self, rows: Tensor, picture_rows: Tensor | None = None) -> None:
         """Keeps and reorders sequences by old row index; `picture_rows` does the same to the pictures.
@@ -35,13 +33,10 @@ class DecodeCache:
         While beams of one picture are reordered among themselves its keys and values stay where they are, so
         beam search leaves `picture_rows` out.
         """
-        for layer in self.unimodal + self.multimodal:
-            layer.own.select_rows(rows)
+        for cache in self.unimodal + self.multimodal:
+            cache.select_rows(rows)
         if picture_rows is not None:
-            self.multimodal = [
-                LayerCache(layer.own, KeysValues(*(part[picture_rows] for part in layer.picture)))
-                for layer in self.multimodal
-            ]
+            self.pictures = [KeysValues(keys[picture_rows], values[picture_rows]) for keys, values in self.pictures]
 
 
 class CoCa(nn.Module):
@@ -119,13 +114,11 @@ class CoCa(nn.Module):
         def empty() -> KVCache:
             return KVCache(rows, text.num_heads, capacity, head_width, like=image_tokens_BQD)
 
-        unimodal = [LayerCache(empty(), None) for _ in self.unimodal.blocks]
-        multimodal = [
-            LayerCache(empty(), block.cross_attention.keys_values(image_tokens_BQD)) for block in self.multimodal.blocks
-        ]
-        return DecodeCache(unimodal, multimodal)
+        unimodal = [empty() for _ in self.unimodal.blocks]
+        multimodal = [empty() for _ in self.multimodal.blocks]
+        return DecodeCache(unimodal, multimodal, self.multimodal.pictures(image_tokens_BQD))
 
     def decode_step(self, ids_BT: Tensor, cache: DecodeCache) -> Tensor:
         """Logits [B,V] after the last of the next ids [B,T]; the cache moves on by T."""
         text_BTD = self.unimodal.step(ids_BT, cache.unimodal)
-        return self.head(self.multimodal.step(text_BTD, cache.multimodal)[:, -1])
+        return self.head(self.multimodal.step(text_BTD, cache.pictures, cache.multimodal)[:, -1])

@@ -40,15 +40,14 @@ def forward_flops(config: ModelConfig, batch: int, text_length: int, image_size_
     multimodal = text.multimodal_depth * (
         _block(predicted, width, text.mlp_width) + _attention(predicted, width, queries, width)
     )
-    parts = ForwardFlops(
-        encoder=encoder,
-        generative_pooler=_attention(queries, width, patches, vision.width),
-        contrastive_pooler=_attention(1, width, *contrastive_context),
-        unimodal=unimodal,
-        multimodal=multimodal,
-        head=_linear(predicted, width, text.vocab_size),
+    return ForwardFlops(
+        encoder=batch * encoder,
+        generative_pooler=_pooler(batch, queries, width, patches, vision.width),
+        contrastive_pooler=_pooler(batch, 1, width, *contrastive_context),
+        unimodal=batch * unimodal,
+        multimodal=batch * multimodal,
+        head=batch * _linear(predicted, width, text.vocab_size),
     )
-    return ForwardFlops(*(batch * part for part in parts))
 
 
 def _linear(positions: int, inputs: int, outputs: int) -> int:
@@ -58,6 +57,11 @@ def _linear(positions: int, inputs: int, outputs: int) -> int:
 def _attention(queries: int, width: int, context: int, context_width: int) -> int:
     projections = 2 * _linear(queries, width, width) + _linear(context, context_width, 2 * width)
     return projections + 2 * _linear(queries, width, context)
+
+
+def _pooler(batch: int, queries: int, width: int, context: int, context_width: int) -> int:
+    once = _linear(queries, width, width)  # the learnable queries are projected once for the whole batch
+    return batch * (_attention(queries, width, context, context_width) - once) + once
 
 
 def _block(positions: int, width: int, mlp_width: int) -> int:

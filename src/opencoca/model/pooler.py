@@ -21,6 +21,6 @@ class AttentionalPooler(nn.Module):
 
     def forward(self, context_BSD: Tensor) -> Tensor:
         """Pools a context [B,S,D'] of any length into [B,Q,D]."""
-        queries_BQD = self.norm_queries(self.queries_QD).expand(context_BSD.shape[0], -1, -1)
+        queries_1QD = self.norm_queries(self.queries_QD)[None]
         context = self.attention.keys_values(self.norm_context(context_BSD))
-        return self.norm_out(self.attention(queries_BQD, context))
+        return self.norm_out(self.attention(queries_1QD, context))

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opencoca.config import TextConfig
-from opencoca.model.blocks import Block, LayerCache
+from opencoca.model.attention import KeysValues, KVCache
+from opencoca.model.blocks import Block
 
 
 class UnimodalDecoder(nn.Module):
@@ -44,9 +45,9 @@ class UnimodalDecoder(nn.Module):
         cls_BD = x_BTD[torch.arange(len(lengths_B), device=ids_BT.device), lengths_B]
         return self.norm_cls(cls_BD), x_BTD[:, :-1]
 
-    def step(self, ids_BT: Tensor, caches: list[LayerCache]) -> Tensor:
+    def step(self, ids_BT: Tensor, caches: list[KVCache]) -> Tensor:
         """Token outputs [B,T,D] of the next positions, without [CLS], which no token ever sees."""
-        start = caches[0].own.length
+        start = caches[0].length
         x_BTD = self.tokens(ids_BT) + self.positions_TD[start : start + ids_BT.shape[1]]
         for block, cache in zip(self.blocks, caches, strict=True):
             x_BTD = block(x_BTD, cache=cache)
@@ -66,12 +67,16 @@ class MultimodalDecoder(nn.Module):
 
     def forward(self, text_BTD: Tensor, picture_BQD: Tensor) -> Tensor:
         """Decodes unimodal token outputs [B,T,D] against picture tokens [B,Q,D] into [B,T,D], normed for the head."""
-        for block in self.blocks:
-            text_BTD = block(text_BTD, picture_BQD)
+        for block, picture in zip(self.blocks, self.pictures(picture_BQD), strict=True):
+            text_BTD = block(text_BTD, picture)
         return self.norm_out(text_BTD)
 
-    def step(self, text_BTD: Tensor, caches: list[LayerCache]) -> Tensor:
-        """The same for the next positions only; the caches hold the past and the picture."""
-        for block, cache in zip(self.blocks, caches, strict=True):
-            text_BTD = block(text_BTD, cache=cache)
+    def pictures(self, picture_BQD: Tensor) -> list[KeysValues]:
+        """Every layer's keys and values of picture tokens [B,Q,D]."""
+        return [block.picture_keys_values(picture_BQD) for block in self.blocks]
+
+    def step(self, text_BTD: Tensor, pictures: list[KeysValues], caches: list[KVCache]) -> Tensor:
+        """The same for the next positions only; the caches hold the past."""
+        for block, picture, cache in zip(self.blocks, pictures, caches, strict=True):
+            text_BTD = block(text_BTD, picture, cache)
         return self.norm_out(text_BTD)

@@ -35,8 +35,9 @@ def update(
     gradient_norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_norm, foreach=True)
     if not torch.isfinite(gradient_norm + loss.total.detach()):
         raise TrainingError(
-            f"step {state.step}: the gradient norm is {gradient_norm.item()} with loss {loss.total.item()}; weights are "
-            f"unchanged. Lower optim.peak_lr ({optim.peak_lr}), or look at the batch: {', '.join(batch.keys[:8])} ..."
+            f"step {state.step}: the gradient norm is {gradient_norm.item()} with loss {loss.total.item()}; "
+            f"weights are unchanged. Lower optim.peak_lr ({optim.peak_lr}), or look at the batch: "
+            f"{', '.join(batch.keys[:8])} ..."
         )
     for optimizer in state.optimizers:
         optimizer.step()
