@@ -21,8 +21,8 @@ from opencoca.errors import ConfigError
 class VisionConfig:
     """The ViT encoder.
 
-    max_patches: the encoder reads only this many patches of a picture, those with the most detail (pixel variance);
-        0 reads all. Drawings on a blank ground lose nothing but blank patches.
+    max_patches: the encoder reads only this many patches of a picture, those that differ most from the colour of its
+        edge; 0 reads all. Drawings on a blank ground lose little but blank patches.
     """
 
     image_size_px: int

@@ -93,6 +93,21 @@ def test_seeds_and_epochs_differ_in_order():
     assert stream(make(source, 1), 0, 12) == stream(make(source, 1), 0, 12)
 
 
+@pytest.mark.parametrize("clump_size", [2, 5])
+def test_clumps_of_alike_pairs_lose_none_and_stay_side_by_side(clump_size):
+    items = [item._replace(attributes={"concept": item.caption.split()[0]}) for item in samples()]
+    loader, epochs = make(items, 1, batch_size=72, clump_size=clump_size), []
+    single = make(items, 1, batch_size=1, clump_size=clump_size)
+    for epoch in (0, 1):
+        order = [single.batch(72 * epoch + i).keys[0] for i in range(72)]
+        assert sorted(order) == sorted(loader.batch(72 * epoch).keys) == sorted(item.key for item in items)
+        colours = [key.split("-")[0] for key in order]
+        runs = [len(list(run)) for _, run in itertools.groupby(colours)]
+        assert len(runs) <= 6 * math.ceil(12 / clump_size)  # 6 colours, each with 12 pairs
+        epochs.append(order)
+    assert epochs[0] != epochs[1]
+
+
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**80])
 def test_any_integer_is_a_seed(seed):
     assert make(noise(3), seed, max_shift_px=1).batch(0).pixels.isfinite().all()

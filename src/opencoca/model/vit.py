@@ -25,12 +25,12 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Encodes pixels [B,C,H,W], H and W multiples of the patch size, into tokens [B,P,D].
 
-        They stand row by row, or by falling detail where `max_patches` leaves some out.
+        They stand row by row, or by falling prominence where `max_patches` leaves some out.
         """
         patches_BPX = patchify(pixels_BCHW, self.config.patch_size_px)
         positions_PD = self.positions(*(side // self.config.patch_size_px for side in pixels_BCHW.shape[2:]))
         if 0 < self.config.max_patches < patches_BPX.shape[1]:
-            chosen_BP = patches_BPX.var(dim=-1).topk(self.config.max_patches, dim=1).indices
+            chosen_BP = prominence(pixels_BCHW, self.config.patch_size_px).topk(self.config.max_patches, dim=1).indices
             patches_BPX = patches_BPX.gather(1, chosen_BP[..., None].expand(-1, -1, patches_BPX.shape[-1]))
             positions_PD = positions_PD[chosen_BP]
         tokens_BPD = self.patch(patches_BPX) + positions_PD
@@ -48,6 +48,19 @@ class VisionTransformer(nn.Module):
             trained_1DHW.float(), (rows, columns), mode="bicubic", antialias=True, align_corners=False
         )
         return wanted_1DHW.to(self.positions_PD.dtype).flatten(2)[0].T
+
+
+def prominence(pixels_BCHW: Tensor, patch_size_px: int) -> Tensor:
+    """How much each patch stands out, [B,P]: mean squared difference from the average colour of the picture's edge."""
+    top, bottom, left, right = (
+        pixels_BCHW[:, :, 0],
+        pixels_BCHW[:, :, -1],
+        pixels_BCHW[..., 0],
+        pixels_BCHW[..., -1],
+    )
+    edge_BC = torch.cat((top, bottom, left, right), dim=2).mean(dim=2)
+    squares_B1HW = (pixels_BCHW - edge_BC[..., None, None]).square().mean(dim=1, keepdim=True)
+    return F.avg_pool2d(squares_B1HW, patch_size_px).flatten(1)
 
 
 def patchify(pixels_BCHW: Tensor, patch_size_px: int) -> Tensor:

@@ -53,10 +53,23 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrices, roughly, to a batch [X,rows,columns]: all singular values near 1."""
-    wide = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
-    x = wide / (wide.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for a, b, c in _POLYNOMIALS:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    """The nearest (semi-)orthogonal matrices, roughly, to a batch [X,rows,columns]: all singular values near 1.
+
+    For X with few rows, the iterations run on the small Gram matrix X X^T, and X itself is multiplied only once.
+    """
+    x = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    if 2 * x.shape[-2] > x.shape[-1]:
+        for a, b, c in _POLYNOMIALS:
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    else:
+        gram, product = x @ x.mT, None
+        for i, (a, b, c) in enumerate(_POLYNOMIALS):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = factor if product is None else factor @ product
+            if i + 1 < len(_POLYNOMIALS):
+                gram = factor @ gram @ factor
+        x = product @ x
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
