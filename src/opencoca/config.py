@@ -35,6 +35,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size_px", "patch_size_px", "width", "depth", "num_heads", "mlp_width")
+        _require(self.max_patches >= 0, f"max_patches {self.max_patches} must not be negative; 0 reads all patches")
         _require_multiple(self, "image_size_px", "patch_size_px")
         _require_multiple(self, "width", "num_heads")
 
@@ -198,7 +199,7 @@ class DataConfig:
     tokenizer: str = "train"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "batch_size", "text_buckets")
+        _require_positive(self, "batch_size", "text_buckets", "clump_size")
         _require(self.max_shift_px >= 0, f"max_shift_px {self.max_shift_px} must not be negative; 0 turns it off")
 
 

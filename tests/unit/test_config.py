@@ -220,6 +220,8 @@ def test_unknown_and_missing_fields_are_named() -> None:
         (lambda: DataConfig("d", batch_size=0), ["batch_size 0", "at least 1"]),
         (lambda: DataConfig("d", batch_size=1, max_shift_px=-1), ["max_shift_px -1"]),
         (lambda: DataConfig("d", batch_size=1, text_buckets=0), ["text_buckets 0"]),
+        (lambda: DataConfig("d", batch_size=1, clump_size=0), ["clump_size 0", "at least 1"]),
+        (lambda: VisionConfig(**VISION, max_patches=-1), ["max_patches -1", "0 reads all"]),
         (lambda: RunConfig(log_every_steps=0), ["log_every_steps 0", "at least 1"]),
         (lambda: RunConfig(keep_checkpoints=0), ["keep_checkpoints 0", "at least 1"]),
     ],

@@ -16,7 +16,7 @@ from opencoca.model.blocks import Block
 from opencoca.model.coca import CoCa
 from opencoca.model.init import build
 from opencoca.model.pooler import AttentionalPooler
-from opencoca.model.vit import patchify
+from opencoca.model.vit import patchify, prominence
 from opencoca.types import TextBucket
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}  # worst measured: 4e-15, by the order of sums
@@ -126,6 +126,15 @@ def test_rows_that_share_a_context_equal_a_repeated_context(attention: Attention
     torch.testing.assert_close(shared, attention(x_BTD, repeated), **EXACT)
 
 
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_one_row_of_queries_reads_every_context(attention: Attention, pictures: int) -> None:
+    context, queries_1TD = attention.keys_values(random(pictures, 5, 12)), random(1, 4, 12, seed=1)
+    measured = attention(queries_1TD, context)
+    assert measured.shape == (pictures, 4, 12)
+    repeated = attention(queries_1TD.repeat(pictures, 1, 1), context)
+    torch.testing.assert_close(measured, repeated, **EXACT)
+
+
 def test_cache_refuses_what_does_not_fit_and_keeps_what_it_held() -> None:
     cache = KVCache(2, 3, 4, 5, like=random(1))
     first = KeysValues(random(2, 3, 3, 5), random(2, 3, 3, 5, seed=1))
@@ -199,6 +208,58 @@ def test_positions_interpolate_rows_as_rows_and_columns_as_columns() -> None:
         as_many_patches = encoder.positions(2, 8).reshape(2, 8, -1)
     torch.testing.assert_close(as_many_patches[:, :, 0], as_many_patches[:, :1, 0].expand(2, 8), rtol=0, atol=1e-5)
     assert (as_many_patches[0, 1:, 1] > as_many_patches[0, :-1, 1]).all()
+
+
+def with_max_patches(max_patches: int) -> CoCa:
+    config = tiny()
+    vision = dataclasses.replace(config.vision, max_patches=max_patches)
+    return all_random(build(dataclasses.replace(config, vision=vision))).requires_grad_(False)  # pyright: ignore
+
+
+def test_prominence_is_the_squared_difference_from_the_edge() -> None:
+    pixels_BCHW = random(2, 3, 8, 12)
+    measured_BP = prominence(pixels_BCHW, 4)
+    assert measured_BP.shape == (2, 6)
+    for b in range(2):
+        rows, columns = range(8), range(12)
+        edge = [(y, x) for y in (0, 7) for x in columns] + [(y, x) for x in (0, 11) for y in rows]
+        colour_C = torch.stack([pixels_BCHW[b, :, y, x] for y, x in edge]).mean(dim=0)
+        for patch in range(6):
+            top, left = 4 * (patch // 3), 4 * (patch % 3)
+            patch_CHW = pixels_BCHW[b, :, top : top + 4, left : left + 4]
+            expected = ((patch_CHW - colour_C[:, None, None]) ** 2).mean()
+            torch.testing.assert_close(measured_BP[b, patch], expected, **EXACT)
+
+
+def test_the_encoder_reads_the_most_prominent_patches_where_they_stand() -> None:
+    """A drawing in two patches of a blank picture: the same as a plain encoder that is given only those two."""
+    coca = with_max_patches(2)
+    pixels_BCHW = torch.ones(2, 3, 16, 16, dtype=torch.float64)
+    drawn = [(5, 10), (9, 6)]  # patch 4 * row + column; none touches the edge
+    for b, patches in enumerate(drawn):
+        for strength, patch in zip((3.0, 1.0), patches, strict=True):
+            top, left = 4 * (patch // 4), 4 * (patch % 4)
+            pixels_BCHW[b, :, top : top + 4, left : left + 4] += strength * random(3, 4, 4, seed=patch)
+    measured = coca.encoder(pixels_BCHW)
+    assert measured.shape == (2, 2, 32)
+    for b, patches in enumerate(drawn):
+        x_BPD = coca.encoder.patch(patchify(pixels_BCHW, 4)[b : b + 1, list(patches)])
+        x_BPD = x_BPD + coca.encoder.positions_PD[list(patches)]
+        for block in coca.encoder.blocks:
+            x_BPD = block(x_BPD)
+        torch.testing.assert_close(measured[b], x_BPD[0], **EXACT)
+    assert coca.encode_image(pixels_BCHW).tokens.shape == (2, 5, 48)
+
+
+@pytest.mark.parametrize("max_patches", [0, 16, 17])
+def test_as_many_patches_as_there_are_means_all_of_them(model: CoCa, pixels: Tensor, max_patches: int) -> None:
+    assert torch.equal(with_max_patches(max_patches).encoder(pixels), model.encoder(pixels))
+
+
+def test_a_larger_picture_is_read_at_its_most_prominent_patches_too() -> None:
+    coca = with_max_patches(6)
+    assert coca.encoder(random(2, 3, 24, 32)).shape == (2, 6, 32)
+    assert coca.encoder(random(2, 3, 8, 8)).shape == (2, 4, 32)
 
 
 def test_the_encoder_sees_where_a_patch_stands(model: CoCa, pixels: Tensor) -> None:
@@ -366,7 +427,7 @@ def test_forward_is_the_sum_of_its_parts(model: CoCa, pixels: Tensor) -> None:
     assert torch.equal(output.text_embed, text.embed)
     decoded = text.tokens[:, :-1]
     for block in model.multimodal.blocks:
-        decoded = block(decoded, image.tokens)
+        decoded = block(decoded, block.picture_keys_values(image.tokens))
     torch.testing.assert_close(output.decoded, model.multimodal.norm_out(decoded), **EXACT)
     torch.testing.assert_close(model.caption_logits(output.decoded), output.decoded @ model.head.weight.T, **EXACT)
     assert output.scale.shape == (1,)
@@ -421,7 +482,7 @@ def test_beams_share_their_picture(model: CoCa, pixels: Tensor) -> None:
     for steps in (ids[:, :1], ids[:, 1:3], ids[:, 3:]):
         logits = model.decode_step(steps, shared)
         torch.testing.assert_close(logits, model.decode_step(steps, repeated), **EXACT)
-    assert shared.multimodal[0].picture is not None and len(shared.multimodal[0].picture.keys) == 3
+    assert [len(picture.keys) for picture in shared.pictures] == [3, 3]
 
 
 def test_selected_rows_go_on_as_if_they_had_always_stood_there(model: CoCa, pixels: Tensor) -> None:

@@ -7,6 +7,7 @@ from opencoca.config import (
     DataConfig,
     ModelConfig,
     OptimConfig,
+    PixelConfig,
     PoolerConfig,
     RunConfig,
     TextConfig,
@@ -15,16 +16,22 @@ from opencoca.config import (
 
 
 def quickstart() -> Config:
-    """WIP."""
+    """4.1M parameters, 240 steps of 128 pairs: 11 epochs of 2,773 pictures.
+
+    Command: coca quickstart. Figures and hardware: benchmarks/results/quickstart.json. What was tried on the way there,
+    on `val` alone: docs/LOG.md.
+    """
     return Config(
         recipe="openmoji",
         model=ModelConfig(
-            vision=VisionConfig(image_size_px=48, patch_size_px=8, width=192, depth=5, num_heads=3, mlp_width=768),
+            vision=VisionConfig(
+                image_size_px=48, patch_size_px=8, width=192, depth=4, num_heads=3, mlp_width=768, max_patches=24
+            ),
             text=TextConfig(
                 vocab_size=1000,
                 context_length=32,
                 width=192,
-                unimodal_depth=3,
+                unimodal_depth=2,
                 multimodal_depth=2,
                 num_heads=3,
                 mlp_width=768,
@@ -32,7 +39,15 @@ def quickstart() -> Config:
             ),
             pooler=PoolerConfig(num_queries=16),
         ),
-        optim=OptimConfig(steps=600, peak_lr=1e-3, warmup_steps=60, weight_decay=0.05),
-        data=DataConfig(folder="data/openmoji", batch_size=128, max_shift_px=2, tokenizer="openmoji"),
-        run=RunConfig(),
+        optim=OptimConfig(
+            steps=240,
+            optimizer="muon",
+            peak_lr=8e-3,
+            muon_peak_lr=0.02,
+            warmup_steps=12,
+            weight_decay=0.05,
+        ),
+        data=DataConfig(folder="data/openmoji", batch_size=128, clump_size=2, tokenizer="openmoji"),
+        pixels=PixelConfig(mean=(0.82, 0.82, 0.82), std=(0.3, 0.3, 0.3)),
+        run=RunConfig(precision="fp32", log_every_steps=10, eval_every_steps=60, checkpoint_every_steps=60),
     )
