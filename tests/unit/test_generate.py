@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opencoca import recipes
 from opencoca.data.tokenizer import SpecialIds
-from opencoca.infer.generate import Generated, beam_search, greedy
+from opencoca.infer.generate import Generated, beam_search, greedy, n_best
 from opencoca.model.coca import CoCa
 from opencoca.model.init import build
 
@@ -221,6 +221,29 @@ def test_enough_beams_find_the_best_of_all_captions(max_tokens: int) -> None:
             for captions in everything
         ]
         assert_same(found, [Generated(ids, log_prob) for ids, log_prob, _ in best])
+
+
+def test_enough_beams_list_every_caption_in_order() -> None:
+    """All 40 of them, each once: beams without a hypothesis are no captions, of probability 0 or otherwise."""
+    model = opinionated(vocab_size=6, seed=4)
+    tokens = picture_tokens(model, 3)
+    for row, found in zip(tokens, n_best(model, tokens, SPECIAL, 3, beams=64, length_penalty=0.7), strict=True):
+        ranked = sorted(every_caption(model, row, 3), key=lambda c: c[1] / (len(c[0]) + c[2]) ** 0.7, reverse=True)
+        assert_same(found, [Generated(ids, log_prob) for ids, log_prob, _ in ranked])
+
+
+@pytest.mark.parametrize("beams", [1, 2, 5])
+def test_the_best_of_the_list_is_what_beam_search_returns(model: CoCa, tokens: Tensor, beams: int) -> None:
+    lists = n_best(model, tokens, SPECIAL, 6, beams)
+    assert_same([captions[0] for captions in lists], beam_search(model, tokens, SPECIAL, 6, beams))
+    for row, captions in zip(tokens, lists, strict=True):
+        assert 1 <= len(captions) <= beams
+        assert len({tuple(caption.ids) for caption in captions}) == len(captions)
+        scores = [caption.log_prob / (len(caption.ids) + (len(caption.ids) < 6)) for caption in captions]
+        assert scores == sorted(scores, reverse=True)
+        for caption in captions:
+            expected = likelihood(model, row, caption.ids, ended=len(caption.ids) < 6)
+            assert caption.log_prob == pytest.approx(expected, abs=NATS)
 
 
 def test_beams_that_have_nothing_to_say_end_nothing() -> None:

@@ -208,8 +208,8 @@ def test_captions_are_deterministic_in_any_batch_and_order(model, beams):
 
 def test_captions_keep_to_their_length(predictor):
     for most in (1, 4, 1000):
-        tokens = predictor.encode_images(PICTURES).tokens
-        ids = [one.ids for _, one in predictor.caption_tokens(tokens, beams=1, max_tokens=most)]
+        features = predictor.encode_images(PICTURES)
+        ids = [one.ids for _, one in predictor.caption_features(features, beams=1, max_tokens=most)]
         assert max(map(len, ids)) <= min(most, CONFIG.model.text.context_length - 2)
 
 

@@ -25,7 +25,7 @@ class Args:
     """Picture files, or folders of them."""
     model: ModelName = None
     """A run or model folder."""
-    beams: int = 3
+    beams: int = 8
     """Width of the beam search; 1 is greedy, and the fastest."""
     max_tokens: int = 32
     """Length in tokens at which a caption is cut, if the model's context doesn't end earlier."""
@@ -47,7 +47,7 @@ def run(args: Args) -> int:
     columns = [Column("picture", "cyan", width=width_of(found.paths)), Column("caption")]
     with Output(found, columns, args.json) as output:
         for paths, features in encoded(predictor, found.paths, output.skip):
-            generated = predictor.caption_tokens(features.tokens, beams=args.beams, max_tokens=args.max_tokens)
+            generated = predictor.caption_features(features, beams=args.beams, max_tokens=args.max_tokens)
             output.done(len(paths))
             output.rows(
                 [

@@ -27,7 +27,7 @@ class Args:
     """Held-out lists to measure."""
     model: ModelName = None
     """A run or model folder."""
-    beams: int = 3
+    beams: int = 8
     """Width of the beam search for captions; 1 is greedy."""
     json: Flag = False
     """Print one JSON object with every figure, as a fraction."""
@@ -36,7 +36,7 @@ class Args:
 def run(args: Args) -> int:
     """Prints a table, a row per figure and a column per list, or JSON."""
     from opencoca.eval.held_out import load_held_out
-    from opencoca.eval.openmoji import ATTRIBUTES
+    from opencoca.eval.openmoji import attributes
     from opencoca.eval.suite import evaluate_split
     from opencoca.loading import load
 
@@ -45,7 +45,7 @@ def run(args: Args) -> int:
     columns = {}
     for split in args.splits:
         held_out = load_held_out(args.data, split, size_px, pixels)
-        columns[f"{split} ({len(held_out)})"] = evaluate_split(predictor, held_out, ATTRIBUTES, args.beams).figures
+        columns[f"{split} ({len(held_out)})"] = evaluate_split(predictor, held_out, attributes(), args.beams).figures
     if args.json:
         print(
             json.dumps(

@@ -33,7 +33,7 @@ def evaluate_split(
     predictor: Predictor,
     held_out: HeldOut,
     attributes: Sequence[Attribute] = (),
-    beams: int = 3,
+    beams: int = 8,
     features: ImageFeatures | None = None,
 ) -> SplitResult:
     """Retrieval both ways, captions against their references, and every zero-shot attribute.
@@ -50,8 +50,10 @@ def evaluate_split(
     for attribute in attributes:
         truths = attribute.truths(held_out.attributes)
         if any(truth is not None for truth in truths):
-            labels = predictor.embed_labels(attribute.words, attribute.templates)
-            confusions[attribute.name] = zero_shot(images, labels, truths)
+            prompts = [prompt for label in range(len(attribute.labels)) for prompt in attribute.prompts(label)]
+            prompt_embeds = predictor.embed_texts(prompts).unflatten(0, (len(attribute.labels), -1))
+            scale = predictor.model.log_scale.detach().exp().cpu()
+            confusions[attribute.name] = zero_shot(images, prompt_embeds, truths, scale)
             figures[f"zeroshot_{attribute.name}"] = confusions[attribute.name].accuracy
     return SplitResult(figures, captions, confusions, images, texts)
 
@@ -59,8 +61,9 @@ def evaluate_split(
 def caption_all(predictor: Predictor, features: ImageFeatures, beams: int) -> list[str]:
     """Captions of encoded pictures, a batch at a time."""
     captions = []
-    for tokens in features.tokens.split(predictor.batch_size):
-        captions += [caption for caption, _ in predictor.caption_tokens(tokens, beams=beams)]
+    size = predictor.batch_size
+    for some in zip(features.embed.split(size), features.tokens.split(size), strict=True):
+        captions += [caption for caption, _ in predictor.caption_features(ImageFeatures(*some), beams=beams)]
     return captions
 
 

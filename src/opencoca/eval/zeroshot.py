@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Attribute(NamedTuple):
-    """A question with a closed list of answers: labels, the words for each, and sentences to put them into.
+    """A question with a closed list of answers: labels, the words for each, and sentences ({}) to put them into.
 
     `field` is the sample attribute that holds the true label (a list counts where it has one entry).
     """
@@ -43,11 +43,18 @@ class Confusion(NamedTuple):
     accuracy: float
 
 
-def zero_shot(image_embeds: Tensor, label_embeds: Tensor, truths: Sequence[int | None]) -> Confusion:
-    """Nearest label for each picture that has a truth: embeddings [I,E] and [L,E], both unit-norm."""
+def zero_shot(
+    image_embeds: Tensor, prompt_embeds: Tensor, truths: Sequence[int | None], scale: Tensor | float
+) -> Confusion:
+    """The most probable label of each picture that has a truth.
+
+    A label's probability is the sum of its prompts' probabilities, softmax over all prompts at the trained scale: the
+    sentence that fits the rest of the picture decides. Unit-norm embeddings of pictures [I,E] and prompts [L,X,E].
+    """
     rows = [row for row, truth in enumerate(truths) if truth is not None]
-    predicted = (image_embeds[rows] @ label_embeds.T).argmax(dim=-1).tolist()
-    return confusion([truths[row] for row in rows], predicted, len(label_embeds))
+    similarities_ILX = torch.einsum("ie,lxe->ilx", image_embeds[rows], prompt_embeds)
+    predicted = (scale * similarities_ILX).logsumexp(dim=-1).argmax(dim=-1).tolist()
+    return confusion([truths[row] for row in rows], predicted, len(prompt_embeds))
 
 
 def confusion(truths: Sequence[int | None], predicted: Sequence[int], labels: int) -> Confusion:

@@ -53,7 +53,6 @@ def greedy(model: CoCa, image_tokens: Tensor, special: SpecialIds, max_tokens: i
     ]
 
 
-@torch.no_grad()
 def beam_search(
     model: CoCa,
     image_tokens: Tensor,
@@ -62,11 +61,25 @@ def beam_search(
     beams: int,
     length_penalty: float = 1.0,
 ) -> list[Generated]:
-    """The best of `beams` hypotheses by log-probability / length ** length_penalty, for image tokens [B,Q,D].
+    """The first of each picture's `n_best`."""
+    return [captions[0] for captions in n_best(model, image_tokens, special, max_tokens, beams, length_penalty)]
 
-    Length counts the tokens and the end. A picture is done when it has `beams` finished captions and no live
-    hypothesis scores better, at its present length, than the worst of them; done pictures leave the computation.
-    A hypothesis that `max_tokens` cuts off counts only where fewer than `beams` captions have ended.
+
+@torch.no_grad()
+def n_best(
+    model: CoCa,
+    image_tokens: Tensor,
+    special: SpecialIds,
+    max_tokens: int,
+    beams: int,
+    length_penalty: float = 1.0,
+) -> list[list[Generated]]:
+    """Beam search: up to `beams` captions for each picture of image tokens [B,Q,D], best first.
+
+    Captions are ranked by log-probability / length ** length_penalty; length counts the tokens and the end. A picture
+    is done when it has `beams` finished captions and no live hypothesis scores better, at its present length, than the
+    worst of them; done pictures leave the computation. A hypothesis that `max_tokens` cuts off counts only where fewer
+    than `beams` captions have ended.
     """
     pictures, device = image_tokens.shape[0], image_tokens.device
     max_tokens = _bounded(model, max_tokens)
@@ -109,8 +122,11 @@ def beam_search(
         if len(finished[owner]) < beams:
             for beam in range(beams):
                 caption = Generated(ids[row, beam, 1:].tolist(), log_probs[row, beam].item())
+                if caption.log_prob == float("-inf"):  # a beam that never had a hypothesis
+                    continue
                 finished[owner].append((caption.log_prob / len(caption.ids) ** length_penalty, caption))
-    return [max(captions, key=lambda scored: scored[0])[1] for captions in finished]
+    ranked = [sorted(captions, key=lambda scored: scored[0], reverse=True) for captions in finished]
+    return [[caption for _, caption in captions[:beams]] for captions in ranked]
 
 
 def _is_done(finished: list[tuple[float, Generated]], beams: int, best_live: float) -> bool:

@@ -15,9 +15,11 @@ from opencoca.config import Config
 from opencoca.data.pixels import normalise, open_picture, to_square
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import ConfigError, DataError
-from opencoca.infer.generate import Generated, beam_search, greedy
+from opencoca.infer.generate import Generated, greedy, n_best
 from opencoca.model.coca import CoCa
 from opencoca.types import ImageFeatures
+
+MATCH_WEIGHT = 0.1  # chosen on OpenMoji's val list (docs/LOG.md)
 
 Picture = str | Path | bytes | Image.Image | np.ndarray
 Pictures = Picture | Sequence[Picture]
@@ -46,24 +48,46 @@ class Predictor:
         return self.model.log_scale.device
 
     def caption(
-        self, images: Pictures, *, beams: int = 3, max_tokens: int = 32, length_penalty: float = 1.0
+        self,
+        images: Pictures,
+        *,
+        beams: int = 8,
+        max_tokens: int = 32,
+        length_penalty: float = 1.0,
+        match_weight: float = MATCH_WEIGHT,
     ) -> list[str]:
-        """One caption per picture. `beams` 1 is greedy; `max_tokens` doesn't count start and end.
+        """One caption per picture; see `caption_features` for the options.
 
         Raises: DataError for a picture that can't be read; ConfigError for beams or max_tokens below 1.
         """
         captions: list[str] = []
         for features in self._encoded(images):
-            generated = self.caption_tokens(
-                features.tokens, beams=beams, max_tokens=max_tokens, length_penalty=length_penalty
+            generated = self.caption_features(
+                features,
+                beams=beams,
+                max_tokens=max_tokens,
+                length_penalty=length_penalty,
+                match_weight=match_weight,
             )
             captions += [caption for caption, _ in generated]
         return captions
 
-    def caption_tokens(
-        self, image_tokens: Tensor, *, beams: int = 3, max_tokens: int = 32, length_penalty: float = 1.0
+    def caption_features(
+        self,
+        features: ImageFeatures,
+        *,
+        beams: int = 8,
+        max_tokens: int = 32,
+        length_penalty: float = 1.0,
+        match_weight: float = MATCH_WEIGHT,
     ) -> list[tuple[str, Generated]]:
-        """Captions of pictures that are encoded already: (text, ids with log-probability) for tokens [B,Q,D]."""
+        """Captions of pictures that are encoded already: (text, ids with log-probability) each.
+
+        Beam search proposes `beams` captions (1 is greedy) of up to `max_tokens` tokens, start and end not counted,
+        and ranks them by log-probability / length ** length_penalty. To this, `match_weight` times the similarity of
+        picture and caption at the trained temperature is added, so that both halves of the model have their say; with
+        0 the captioner decides alone.
+        """
         if beams < 1 or max_tokens < 1:
             raise ConfigError(f"beams {beams} and max_tokens {max_tokens} must be at least 1")
         if beams > self.tokenizer.vocab_size // 2:
@@ -72,10 +96,22 @@ class Predictor:
             )
         special = self.tokenizer.special
         if beams == 1:
-            generated = greedy(self.model, image_tokens, special, max_tokens)
+            proposed = [[one] for one in greedy(self.model, features.tokens, special, max_tokens)]
         else:
-            generated = beam_search(self.model, image_tokens, special, max_tokens, beams, length_penalty)
-        return [(self.tokenizer.decode(one.ids).strip(), one) for one in generated]
+            proposed = n_best(self.model, features.tokens, special, max_tokens, beams, length_penalty)
+        texts = [[self.tokenizer.decode(one.ids).strip() for one in captions] for captions in proposed]
+        if match_weight == 0 or beams == 1:
+            return [(some[0], captions[0]) for some, captions in zip(texts, proposed, strict=True)]
+        embeds = self.embed_texts([text for some in texts for text in some])
+        scale = self.model.log_scale.detach().exp().cpu()
+        chosen, first = [], 0
+        for some, captions, image in zip(texts, proposed, features.embed.float().cpu(), strict=True):
+            matches = scale * embeds[first : first + len(some)] @ image
+            first += len(some)
+            fluent = torch.tensor([one.log_prob / (len(one.ids) + 1) ** length_penalty for one in captions])
+            best = int((fluent + match_weight * matches).argmax())
+            chosen.append((some[best], captions[best]))
+        return chosen
 
     def classify(self, images: Pictures, labels: Sequence[str], *, templates: Sequence[str] = ("{}",)) -> Tensor:
         """Zero-shot probabilities [I,L] of the labels, softmax over labels at the trained temperature.

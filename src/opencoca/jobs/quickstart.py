@@ -23,7 +23,7 @@ from opencoca.eval.controls import (
     shuffled_figures,
 )
 from opencoca.eval.held_out import HeldOut, load_held_out
-from opencoca.eval.openmoji import ATTRIBUTES
+from opencoca.eval.openmoji import attributes
 from opencoca.eval.suite import SplitResult, evaluate_split
 from opencoca.infer.predictor import Predictor
 from opencoca.jobs.pretrain import pretrain
@@ -72,7 +72,7 @@ def quickstart(
     for key, reason in summary.skipped:
         say(f"     skipped {key}: {reason}")
     say(f"2/4  training: recipe {config.recipe}, {config.optim.steps} steps, in {run}")
-    state = pretrain(config, run, ATTRIBUTES)
+    state = pretrain(config, run, attributes())
     say("3/4  measuring on the held-out lists, with controls")
     predictor = load(run)
     outcomes = measure(predictor, folder)
@@ -95,18 +95,18 @@ def measure(predictor: Predictor, folder: Path, splits: tuple[str, ...] = TEST_S
     outcomes = []
     for split in splits:
         held_out = load_held_out(folder, split, size_px, pixels)
-        result = evaluate_split(predictor, held_out, ATTRIBUTES)
+        result = evaluate_split(predictor, held_out, attributes())
         assert result.image_embeds is not None and result.text_embeds is not None
         controls = {
-            "pixel_neighbour": nearest_neighbour_figures(held_out, train, ATTRIBUTES),
+            "pixel_neighbour": nearest_neighbour_figures(held_out, train, attributes()),
             "colour_histogram": {
                 f"zeroshot_{attribute.name}": colour_histogram(held_out, train, attribute).accuracy
-                for attribute in ATTRIBUTES
+                for attribute in attributes()
                 if attribute.name in result.confusions
             },
-            "no_image": blank_picture_figures(predictor, held_out, ATTRIBUTES),
+            "no_image": blank_picture_figures(predictor, held_out, attributes()),
             "shuffled_images": shuffled_figures(
-                result.captions, result.image_embeds, result.text_embeds, held_out, ATTRIBUTES
+                result.captions, result.image_embeds, result.text_embeds, held_out, attributes()
             ),
             "chance": chance(held_out),
         }
@@ -117,7 +117,7 @@ def measure(predictor: Predictor, folder: Path, splits: tuple[str, ...] = TEST_S
 def chance(held_out: HeldOut) -> dict[str, float]:
     """What guessing reaches: uniformly among the candidates or labels."""
     figures = {f"{way}_recall@{k}": k / len(held_out) for way in ("i2t", "t2i") for k in (1, 5, 10)}
-    return figures | {f"zeroshot_{attribute.name}": 1 / len(attribute.labels) for attribute in ATTRIBUTES}
+    return figures | {f"zeroshot_{attribute.name}": 1 / len(attribute.labels) for attribute in attributes()}
 
 
 def flatten(outcomes: list[SplitOutcome]) -> dict[str, float]:

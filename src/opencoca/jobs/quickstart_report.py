@@ -12,7 +12,7 @@ from PIL import Image
 
 from opencoca import report
 from opencoca.data.openmoji import render
-from opencoca.eval.openmoji import ATTRIBUTES
+from opencoca.eval.openmoji import attributes
 from opencoca.infer.predictor import Predictor
 from opencoca.ranking import top_k
 from opencoca.train.metrics import read_jsonl
@@ -54,7 +54,7 @@ HEADLINES = {
     ("test_pictures", "i2t_recall@1"): "the picture's own caption comes first of all in its list",
     ("test_combinations", "i2t_recall@1"): "the same, where training never showed this role in this tone",
     ("test_concepts", "i2t_recall@1"): "the same, where training never showed the concept at all",
-    ("test_pictures", "zeroshot_skin_tone"): "the right one of five prompts is nearest",
+    ("test_pictures", "zeroshot_skin_tone"): "the right one of five tones is the most probable",
 }
 EXAMPLES_PER_SPLIT = 14
 
@@ -209,8 +209,8 @@ def _confusions(outcome: SplitOutcome) -> list[report.Confusion]:
                     100 * outcome.controls["colour_histogram"][f"zeroshot_{attribute.name}"],
                 )
             ],
-            f"The nearest of {len(attribute.labels)} prompts such as “{attribute.prompts(0)[0]}”.",
+            f"{len(attribute.templates)} prompts for each label, such as “{attribute.prompts(0)[-1]}”.",
         )
-        for attribute in ATTRIBUTES
+        for attribute in attributes()
         if (confusion := outcome.result.confusions.get(attribute.name)) is not None
     ]

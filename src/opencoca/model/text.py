@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -73,7 +75,7 @@ class MultimodalDecoder(nn.Module):
 
     def pictures(self, picture_BQD: Tensor) -> list[KeysValues]:
         """Every layer's keys and values of picture tokens [B,Q,D]."""
-        return [block.picture_keys_values(picture_BQD) for block in self.blocks]
+        return [cast(Block, block).picture_keys_values(picture_BQD) for block in self.blocks]
 
     def step(self, text_BTD: Tensor, pictures: list[KeysValues], caches: list[KVCache]) -> Tensor:
         """The same for the next positions only; the caches hold the past."""
