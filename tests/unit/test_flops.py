@@ -77,9 +77,6 @@ def test_a_training_step_costs_three_forward_passes() -> None:
     assert counter.get_total_flops() == 3 * forward_flops(config, 2, 9).total - patches
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Pretraining.forward_flops counts the projection of the poolers' queries once per picture"
-)
 def test_padding_counts_for_nothing_in_the_utilisation() -> None:
     """The task reports what torch counts once every caption stands in a bucket of its own length."""
     config = changed("tiny")

@@ -29,6 +29,7 @@ from opencoca.infer.predictor import Predictor
 from opencoca.jobs.pretrain import pretrain
 from opencoca.jobs.quickstart_report import write_report
 from opencoca.loading import load
+from opencoca.ranking import ranks_of_targets, recall_at
 from opencoca.train.machine import matmul_rate, peak_memory_bytes
 
 TEST_SPLITS = ("test_pictures", "test_combinations", "test_concepts")
@@ -109,9 +110,28 @@ def measure(predictor: Predictor, folder: Path, splits: tuple[str, ...] = TEST_S
                 result.captions, result.image_embeds, result.text_embeds, held_out, attributes()
             ),
             "chance": chance(held_out),
+            **by_concept(held_out, train, result.image_embeds, result.text_embeds),
         }
         outcomes.append(SplitOutcome(held_out, result, controls))
     return outcomes
+
+
+def by_concept(
+    held_out: HeldOut, train: HeldOut, image_embeds: torch.Tensor, text_embeds: torch.Tensor
+) -> dict[str, dict[str, float]]:
+    """Image-to-text recall apart for pictures whose concept training showed (in another tone or gender) and the rest.
+
+    Candidates are the whole list's captions. A name that training never showed can hardly be found.
+    """
+    known = {sample["concept"] for sample in train.attributes}
+    seen = torch.tensor([sample["concept"] in known for sample in held_out.attributes])
+    ranks = ranks_of_targets(image_embeds, text_embeds, torch.arange(len(held_out)))
+    figures = {}
+    for name, rows in (("known_concept", seen), ("new_concept", ~seen)):
+        if rows.any():
+            figures[name] = {f"i2t_recall@{k}": recall_at(ranks[rows], k) for k in (1, 5, 10)}
+            figures[name]["share"] = rows.float().mean().item()
+    return figures
 
 
 def chance(held_out: HeldOut) -> dict[str, float]:

@@ -62,5 +62,8 @@ class Pretraining:
 
     def forward_flops(self, batch: Batch) -> int:
         """Matrix products that the batch's real tokens need; padding counts for nothing."""
-        lengths = batch.valid.sum(dim=1).tolist()
-        return sum(forward_flops(self.model_config, 1, length, batch.pixels.shape[-1]).total for length in lengths)
+        config, count, size_px = self.model_config, len(batch.ids), batch.pixels.shape[-1]
+        pictures = forward_flops(config, count, batch.ids.shape[1], size_px)
+        texts = [forward_flops(config, 1, length, size_px) for length in batch.valid.sum(dim=1).tolist()]
+        of_pictures = pictures.encoder + pictures.generative_pooler + pictures.contrastive_pooler
+        return of_pictures + sum(text.unimodal + text.multimodal + text.head for text in texts)
