@@ -19,6 +19,7 @@ from opencoca.data.shards import ShardWriter
 from opencoca.data.tokenizer import train_tokenizer
 from opencoca.errors import CheckpointError, ConfigError, DataError
 from opencoca.eval.held_out import load_held_out
+from opencoca.infer.generate import n_best
 from opencoca.infer.predictor import Predictor
 from opencoca.loading import load, newest_run
 from opencoca.model.init import build
@@ -299,3 +300,21 @@ def test_a_damaged_held_out_picture_is_named(tmp_path):
         writer.add("val", "bad-one", file.getvalue()[:1000], "noise")
     with pytest.raises(DataError, match="bad-one"):
         load_held_out(tmp_path, "val", 16, CONFIG.pixels)
+
+
+def test_both_halves_choose_the_caption(predictor):
+    """Without a weight the captioner's first; with a huge one the proposed caption that matches the picture best."""
+    features = predictor.encode_images(PICTURES)
+    proposed = n_best(predictor.model, features.tokens, predictor.tokenizer.special, 6, 4)
+    texts = [[predictor.tokenizer.decode(one.ids).strip() for one in captions] for captions in proposed]
+
+    def chosen(weight):
+        return [text for text, _ in predictor.caption_features(features, beams=4, max_tokens=6, match_weight=weight)]
+
+    assert chosen(0.0) == [some[0] for some in texts]
+    matching = []
+    for some, image in zip(texts, features.embed, strict=True):
+        similarities = predictor.embed_texts(some) @ image
+        matching.append(some[int(similarities.argmax())])
+    assert chosen(1e6) == matching
+    assert matching != [some[0] for some in texts]

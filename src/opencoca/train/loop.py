@@ -130,6 +130,7 @@ class _Meter:
         seconds = time.perf_counter() - self._began
         rates = {
             "samples_per_s": self._samples / seconds,
+            "matmul_gflops": self.peak_flops / 1e9,
             "mfu": self._flops / seconds / self.peak_flops,
             "data_wait": self._waited / seconds,
             "peak_memory_gb": peak_memory_bytes() / 1e9,
