@@ -64,12 +64,18 @@ def orthogonalise(matrices: Tensor) -> Tensor:
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     else:
-        gram, product = x @ x.mT, None
-        for i, (a, b, c) in enumerate(_POLYNOMIALS):
-            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-            factor.diagonal(dim1=-2, dim2=-1).add_(a)
-            product = factor if product is None else factor @ product
-            if i + 1 < len(_POLYNOMIALS):
-                gram = factor @ gram @ factor
+        gram = x @ x.mT
+        product = factor = _polynomial(gram, *_POLYNOMIALS[0])
+        for coefficients in _POLYNOMIALS[1:]:
+            gram = factor @ gram @ factor
+            factor = _polynomial(gram, *coefficients)
+            product = factor @ product
         x = product @ x
     return x.mT if matrices.shape[-2] > matrices.shape[-1] else x
+
+
+def _polynomial(gram: Tensor, a: float, b: float, c: float) -> Tensor:
+    """a I + b G + c G^2, for a batch of symmetric G."""
+    result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=-2, dim2=-1).add_(a)
+    return result
