@@ -185,6 +185,21 @@ def test_a_template_without_a_place_for_the_label(folder, capsys):
     assert_refused(words, capsys, "'a photo'", "needs {} where the label goes")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nosuch"], ["no recipe is called 'nosuch'", "openmoji"]),
+        (["openmojy"], ["did you mean 'openmoji'?"]),
+        (["tiny", "--data", "nowhere"], ["nowhere"]),
+        (["tiny", "--set", "optim.peek_lr=1"], ["'optim.peek_lr=1'", "section.field=value"]),
+        (["tiny", "--set", "optim.steps=many"], ["optim.steps", "'many'"]),
+        (["tiny", "--set", "optim.steps=1"], ["warmup_steps 2", "steps 1"]),
+    ],
+)
+def test_bad_training(folder, capsys, words, said):
+    assert_refused(["train", *words, "--run", "run"], capsys, *said)
+
+
 # --- models -----------------------------------------------------------------------------------------------------
 
 

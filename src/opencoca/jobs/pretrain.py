@@ -56,7 +56,11 @@ def make_tokenizer(config: Config, source: ShardReader, run: Path) -> Tokenizer:
         return Tokenizer.load(latest / checkpoint.TOKENIZER)
     wanted = config.data.tokenizer
     if wanted == "train":
-        return train_tokenizer(source.captions, config.model.text.vocab_size)
+        kept = run / checkpoint.TOKENIZER  # Unigram training isn't reproducible: a run keeps its first vocabulary
+        if not kept.is_file():
+            run.mkdir(parents=True, exist_ok=True)
+            train_tokenizer(source.captions, config.model.text.vocab_size).save(kept)
+        return Tokenizer.load(kept)
     if wanted == "openmoji":
         text = (resources.files("opencoca.data") / "openmoji_tokenizer.json").read_text(encoding="utf-8")
         return Tokenizer.from_json(text, name="openmoji_tokenizer.json")

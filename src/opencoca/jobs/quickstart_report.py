@@ -33,7 +33,7 @@ CONTROLS = {
     ),
 }
 DESCRIPTIONS = {
-    "test_pictures": "Pictures drawn at random. Other skin tones of the same drawing were mostly seen in training.",
+    "test_pictures": "Pictures drawn at random. About half show a concept that training showed in another tone or gender.",
     "test_combinations": "Role and skin tone were both seen in training, but never together.",
     "test_concepts": "Whole concepts, in every tone and gender, that training never showed: the hard one.",
 }
@@ -51,9 +51,9 @@ NAMES = {
     "caption_gender": "man or woman named in caption",
 }
 HEADLINES = {
-    ("test_pictures", "i2t_recall@1"): "the picture's own caption comes first of all in its list",
-    ("test_combinations", "i2t_recall@1"): "the same, where training never showed this role in this tone",
-    ("test_concepts", "i2t_recall@1"): "the same, where training never showed the concept at all",
+    ("test_pictures", "i2t_recall@1"): "its own caption comes first of all in the list",
+    ("test_combinations", "i2t_recall@1"): "its own caption comes first; training never showed this role in this tone",
+    ("test_concepts", "i2t_recall@1"): "its own caption comes first; training never showed the concept at all",
     ("test_pictures", "zeroshot_skin_tone"): "the right one of five tones is the most probable",
 }
 EXAMPLES_PER_SPLIT = 14
