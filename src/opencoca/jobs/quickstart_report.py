@@ -33,7 +33,7 @@ CONTROLS = {
     ),
 }
 DESCRIPTIONS = {
-    "test_pictures": "Pictures drawn at random. About half show a concept that training showed in another tone or gender.",
+    "test_pictures": "Pictures at random. About half show a concept that training showed in another tone or gender.",
     "test_combinations": "Role and skin tone were both seen in training, but never together.",
     "test_concepts": "Whole concepts, in every tone and gender, that training never showed: the hard one.",
 }
