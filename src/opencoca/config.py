@@ -163,7 +163,7 @@ class OptimConfig:
         _require(self.steps >= 1, f"steps {self.steps} must be at least 1")
         _require(
             0 <= self.warmup_steps < self.steps,
-            f"warmup_steps {self.warmup_steps} must be in [0, {self.steps}), below steps; set --optim.warmup-steps",
+            f"warmup_steps {self.warmup_steps} must be below steps {self.steps} and not negative; set both",
         )
         _require(self.peak_lr > 0, f"peak_lr {self.peak_lr} must be above 0")
         _require(self.muon_peak_lr > 0, f"muon_peak_lr {self.muon_peak_lr} must be above 0")

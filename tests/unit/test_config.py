@@ -171,7 +171,7 @@ def test_what_cannot_be_set_is_named(assignment: str) -> None:
 def test_values_that_are_set_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"config\.optim\.steps is 'many', which is not int"):
         recipes.tiny.tiny().with_values(["optim.steps=many"])
-    with pytest.raises(ConfigError, match=r"warmup_steps 20 must be in \[0, 20\)"):
+    with pytest.raises(ConfigError, match=r"warmup_steps 20 must be below steps 20"):
         recipes.tiny.tiny().with_values(["optim.warmup_steps=20"])
     both = recipes.tiny.tiny().with_values(["optim.warmup_steps=20", "optim.steps=40"])
     assert (both.optim.warmup_steps, both.optim.steps) == (20, 40)
@@ -205,8 +205,8 @@ def test_unknown_and_missing_fields_are_named() -> None:
         (lambda: LossConfig(-1.0, 2.0), ["-1.0", "2.0", "negative"]),
         (lambda: LossConfig(math.nan, 2.0), ["nan", "2.0"]),
         (lambda: OptimConfig(steps=0), ["steps 0", "at least 1"]),
-        (lambda: OptimConfig(steps=5, warmup_steps=5), ["warmup_steps 5", "[0, 5)", "--optim.warmup-steps"]),
-        (lambda: OptimConfig(steps=5, warmup_steps=-1), ["warmup_steps -1", "[0, 5)"]),
+        (lambda: OptimConfig(steps=5, warmup_steps=5), ["warmup_steps 5", "steps 5", "set both"]),
+        (lambda: OptimConfig(steps=5, warmup_steps=-1), ["warmup_steps -1", "not negative"]),
         (lambda: OptimConfig(steps=5, ema_decay=1.0), ["ema_decay 1.0", "[0, 1)"]),
         (lambda: OptimConfig(steps=5, peak_lr=0.0), ["peak_lr 0.0", "above 0"]),
         (lambda: OptimConfig(steps=5, peak_lr=math.nan), ["peak_lr nan", "above 0"]),

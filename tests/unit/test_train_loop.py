@@ -156,7 +156,7 @@ def test_rows_are_whole_and_plausible(undisturbed, shards):
     for row in losses:
         assert row.keys() == {
             "step", "loss", "contrastive", "captioning", "scale", "gradient_norm",
-            "learning_rate", "samples_per_s", "mfu", "data_wait", "peak_memory_gb",
+            "learning_rate", "samples_per_s", "matmul_gflops", "mfu", "data_wait", "peak_memory_gb",
         }  # fmt: skip
         assert all(math.isfinite(value) for value in row.values())
         assert row["loss"] == pytest.approx(row["contrastive"] + 2 * row["captioning"], rel=1e-5)

@@ -52,7 +52,7 @@ def train(
         state = load_state(latest, config, tokenizer, device) if latest else fresh_state(config, device)
         if latest and state.data != loader.fingerprint:
             raise CheckpointError(
-                f"{latest} was trained on other pairs than those of --data.folder {config.data.folder}; "
+                f"{latest} was trained on other pairs than those of data.folder {config.data.folder}; "
                 "prepare the same data again, or train into another --run folder"
             )
         state.data = loader.fingerprint
