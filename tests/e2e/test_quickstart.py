@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from opencoca import recipes
 from opencoca.cli.main import main
 from opencoca.config import Config
 from opencoca.data.openmoji import prepare
+from opencoca.jobs.pretrain import pretrain
 from opencoca.jobs.quickstart import Outcome, quickstart
 
 STEPS = 60  # about 20 s on 2 cores
@@ -114,3 +117,27 @@ def test_the_commands_use_the_newest_run(
 
 def test_preparing_again_does_nothing(outcome: Outcome, home: Path) -> None:
     assert prepare(home / "data/openmoji").written is False
+
+
+def test_the_recipe_is_exact_on_two_threads(outcome: Outcome, home: Path) -> None:
+    """Trained twice, and resumed half-way: the same bytes. A backward that adds in the threads' order would differ."""
+    config = recipes.get("openmoji").with_values(
+        ["optim.steps=8", "optim.warmup_steps=1", "run.eval_every_steps=0", "run.checkpoint_every_steps=4"]
+    )
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=str(home / "data/openmoji")))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for name in ("once", "twice"):
+            pretrain(config, home / name)
+        shutil.copytree(home / "once", home / "resumed")
+        shutil.rmtree(home / "resumed/checkpoints/step-00000008")
+        (home / "resumed/checkpoints/latest").write_text("step-00000004\n")
+        pretrain(config, home / "resumed")
+    finally:
+        torch.set_num_threads(threads)
+    for file in ("model.safetensors", "training.safetensors"):
+        once, twice, resumed = (
+            (home / name / "checkpoints/step-00000008" / file).read_bytes() for name in ("once", "twice", "resumed")
+        )
+        assert once == twice == resumed

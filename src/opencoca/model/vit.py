@@ -32,7 +32,8 @@ class VisionTransformer(nn.Module):
         if 0 < self.config.max_patches < patches_BPX.shape[1]:
             chosen_BP = prominence(pixels_BCHW, self.config.patch_size_px).topk(self.config.max_patches, dim=1).indices
             patches_BPX = patches_BPX.gather(1, chosen_BP[..., None].expand(-1, -1, patches_BPX.shape[-1]))
-            positions_PD = positions_PD[chosen_BP]
+            # not positions_PD[chosen_BP]: its backward adds in an order that depends on the threads
+            positions_PD = F.embedding(chosen_BP, positions_PD)
         tokens_BPD = self.patch(patches_BPX) + positions_PD
         for block in self.blocks:
             tokens_BPD = block(tokens_BPD)
