@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -24,9 +24,9 @@ class SplitResult:
 
     figures: dict[str, float]
     captions: list[str]
-    confusions: dict[str, Confusion] = field(default_factory=dict)
-    image_embeds: torch.Tensor | None = None
-    text_embeds: torch.Tensor | None = None
+    confusions: dict[str, Confusion]
+    image_embeds: torch.Tensor
+    text_embeds: torch.Tensor
 
 
 def evaluate_split(

@@ -97,7 +97,6 @@ def measure(predictor: Predictor, folder: Path, splits: tuple[str, ...] = TEST_S
     for split in splits:
         held_out = load_held_out(folder, split, size_px, pixels)
         result = evaluate_split(predictor, held_out, attributes())
-        assert result.image_embeds is not None and result.text_embeds is not None
         controls = {
             "pixel_neighbour": nearest_neighbour_figures(held_out, train, attributes()),
             "colour_histogram": {

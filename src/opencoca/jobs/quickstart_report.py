@@ -169,7 +169,6 @@ def _results(outcome: SplitOutcome) -> report.Results:
 
 def _examples(outcome: SplitOutcome) -> list[report.Example]:
     held_out, result, _ = outcome
-    assert result.image_embeds is not None and result.text_embeds is not None
     rows = np.linspace(0, len(held_out) - 1, min(EXAMPLES_PER_SPLIT, len(held_out))).round().astype(int).tolist()
     scores, best = top_k(result.image_embeds[rows], result.text_embeds, k=3)
     return [
