@@ -10,12 +10,17 @@ from torch import Tensor
 
 from opencoca import recipes
 from opencoca.data.tokenizer import SpecialIds
-from opencoca.infer.generate import Generated, beam_search, greedy, n_best
+from opencoca.infer.generate import Generated, greedy, n_best, n_best
 from opencoca.model.coca import CoCa
 from opencoca.model.init import build
 
 SPECIAL = SpecialIds(pad=4, start=0, end=2)  # not the usual order, so that an id written into the code would show
 NATS = 1e-10  # worst measured: 1e-14
+
+
+def beam_search(*arguments, **options) -> list[Generated]:
+    """The best caption of each picture."""
+    return [captions[0] for captions in n_best(*arguments, **options)]
 
 
 @pytest.fixture(scope="module", autouse=True)

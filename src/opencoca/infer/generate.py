@@ -53,18 +53,6 @@ def greedy(model: CoCa, image_tokens: Tensor, special: SpecialIds, max_tokens: i
     ]
 
 
-def beam_search(
-    model: CoCa,
-    image_tokens: Tensor,
-    special: SpecialIds,
-    max_tokens: int,
-    beams: int,
-    length_penalty: float = 1.0,
-) -> list[Generated]:
-    """The first of each picture's `n_best`."""
-    return [captions[0] for captions in n_best(model, image_tokens, special, max_tokens, beams, length_penalty)]
-
-
 @torch.no_grad()
 def n_best(
     model: CoCa,
