@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opencoca import recipes
 from opencoca.data.tokenizer import SpecialIds
-from opencoca.infer.generate import Generated, greedy, n_best, n_best
+from opencoca.infer.generate import Generated, greedy, n_best
 from opencoca.model.coca import CoCa
 from opencoca.model.init import build
 
