@@ -23,6 +23,9 @@ class VisionConfig:
 
     max_patches: the encoder reads only this many patches of a picture, those that differ most from the colour of its
         edge; 0 reads all. Drawings on a blank ground lose little but blank patches.
+    class_token: a learned token stands in front of the patches, with a position of its own (OpenCLIP's layout).
+    patch_bias: the patch projection has a bias (OpenCLIP's has none).
+    norm_input: a norm between the positions and the first block (OpenCLIP's `ln_pre`).
     """
 
     image_size_px: int
@@ -32,6 +35,9 @@ class VisionConfig:
     num_heads: int
     mlp_width: int
     max_patches: int = 0
+    class_token: bool = False
+    patch_bias: bool = True
+    norm_input: bool = False
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size_px", "patch_size_px", "width", "depth", "num_heads", "mlp_width")
@@ -47,17 +53,21 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class PoolerConfig:
-    """The two attentional poolers: `num_queries` generative ones, and one contrastive query.
+    """The attentional poolers: `num_queries` generative queries, and one contrastive query.
 
     arrangement: "cascade" lets the contrastive query read the generative outputs (CoCa's default), "parallel"
-    lets it read the encoder's tokens.
+        lets it read the encoder's tokens, and "shared" makes it the first of one pooler's num_queries + 1 queries
+        (OpenCLIP's layout).
+    num_heads: heads of the pooling attention; 0 takes as many as the text decoder has.
     """
 
     num_queries: int = 256
-    arrangement: Literal["cascade", "parallel"] = "cascade"
+    arrangement: Literal["cascade", "parallel", "shared"] = "cascade"
+    num_heads: int = 0
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_queries")
+        _require(self.num_heads >= 0, f"num_heads {self.num_heads} in PoolerConfig must not be negative")
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,12 @@ class TextConfig:
     """The decoder: a unimodal half, whose [CLS] is the text embedding, and a multimodal half with cross-attention.
 
     context_length counts start and end, but not [CLS].
+    cls_place: where [CLS] stands and what it sees. "after_text": behind the last real token, sees all of them and
+        itself (the paper). "at_end": in the last position whatever the caption's length, and its row of keys is shifted
+        by one, so that it sees the first position, the one behind each real token, and itself only where the text
+        fills the context (OpenCLIP's published weights were trained so).
+    cross_attention: "inside" every multimodal layer, before its MLP (the paper), or "after" it, in a block of its own
+        with a second MLP and a norm of the picture tokens (OpenCLIP's layout).
     """
 
     vocab_size: int
@@ -75,6 +91,8 @@ class TextConfig:
     num_heads: int
     mlp_width: int
     tie_output: bool = False
+    cls_place: Literal["after_text", "at_end"] = "after_text"
+    cross_attention: Literal["inside", "after"] = "inside"
 
     def __post_init__(self) -> None:
         _require_positive(self, "vocab_size", "width", "unimodal_depth", "num_heads", "mlp_width")
@@ -88,14 +106,24 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One CoCa. The poolers' outputs and the joint embedding have the text width."""
+    """One CoCa. The poolers' outputs and the joint embedding have the text width.
+
+    project_embeds: both embeddings pass a linear map into the joint space before they are normalised (OpenCLIP's
+        `visual.proj` and `text_projection`); the paper's sizes leave no room for one.
+    """
 
     vision: VisionConfig
     text: TextConfig
     pooler: PoolerConfig = field(default_factory=PoolerConfig)
     init_temperature: float = 0.07
+    project_embeds: bool = False
 
     def __post_init__(self) -> None:
+        heads = self.pooler.num_heads or self.text.num_heads
+        _require(
+            self.text.width % heads == 0,
+            f"the pooler's num_heads {heads} doesn't divide the text width {self.text.width}; give one that does",
+        )
         _require(
             0.01 <= self.init_temperature <= 1,
             f"init_temperature {self.init_temperature} must be in [0.01, 1], where training clamps it",
@@ -109,17 +137,80 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """How a picture becomes the encoder's input: channel statistics, and `fit` for pictures that aren't square.
+    """How a picture becomes the encoder's input: channel statistics, and how it is made square.
 
-    fit: "crop" scales the shorter side and crops the centre, "pad" scales the longer side and pads with white.
+    fit: "crop" scales the shorter side and crops the centre, "pad" scales the longer side and fills up with the level
+        `fill` in every channel (255 is white), "squash" scales both sides, whatever becomes of the shapes.
+    resample: the filter that scales.
+    indexed: opaque pictures of a colour table or of one bit are scaled "smooth", like any other, or "nearest", as
+        CLIP's and OpenCLIP's preprocessing does (they scale before they look the colours up).
     """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    fit: Literal["crop", "pad"] = "crop"
+    fit: Literal["crop", "pad", "squash"] = "crop"
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    fill: int = 255
+    indexed: Literal["smooth", "nearest"] = "smooth"
 
     def __post_init__(self) -> None:
+        _require(0 <= self.fill <= 255, f"fill {self.fill} must be a level from 0 (black) to 255 (white)")
         _require(all(std > 0 for std in self.std), f"std {self.std} must be above 0: pixels are divided by it")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How captions are generated unless the caller says otherwise; it travels with the model.
+
+    Sampling with `temperature` > 0, whatever `beams` says; else beam search with `beams` > 1; else greedy.
+
+    max_tokens, min_tokens: bounds of the caption's length, prompt included, start and end not.
+    num_beam_groups: beams in so many groups, each of which is pushed away from what the groups before it chose by
+        `diversity_penalty` per equal token.
+    length_penalty: captions are ranked by log-probability / length ** length_penalty; length counts tokens and end.
+    top_k, top_p: sampling keeps the k likeliest tokens (0: all), of these the likeliest that make up top_p.
+    repetition_penalty: logits of tokens that occurred already are divided (if positive, else multiplied) by it.
+    no_repeat_ngram: no run of so many tokens occurs twice; 0 turns it off.
+    match_weight: the similarity of picture and caption, at the trained temperature, counts so much when the best of
+        several captions is chosen; 0 lets the captioner decide alone.
+    beam_scores: "log_prob", or "logit": beams sum raw logits, as open_clip's generation does (for parity only).
+    """
+
+    max_tokens: int = 32
+    min_tokens: int = 0
+    beams: int = 8
+    num_beam_groups: int = 1
+    diversity_penalty: float = 0.0
+    length_penalty: float = 1.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
+    seed: int = 0
+    match_weight: float = 0.1  # chosen on OpenMoji's val list (docs/LOG.md)
+    beam_scores: Literal["log_prob", "logit"] = "log_prob"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.beams >= 1 and self.max_tokens >= 1,
+            f"beams {self.beams} and max_tokens {self.max_tokens} must be at least 1",
+        )
+        _require(
+            0 <= self.min_tokens <= self.max_tokens,
+            f"min_tokens {self.min_tokens} must be between 0 and max_tokens {self.max_tokens}",
+        )
+        _require(
+            self.num_beam_groups >= 1 and self.beams % self.num_beam_groups == 0,
+            f"beams {self.beams} can't be cut into num_beam_groups {self.num_beam_groups}; take a multiple",
+        )
+        _require(self.diversity_penalty >= 0, f"diversity_penalty {self.diversity_penalty} must not be negative")
+        _require(self.temperature >= 0, f"temperature {self.temperature} must not be negative; 0 is greedy")
+        _require(self.top_k >= 0, f"top_k {self.top_k} must not be negative; 0 keeps all tokens")
+        _require(0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1")
+        _require(self.repetition_penalty > 0, f"repetition_penalty {self.repetition_penalty} must be above 0")
+        _require(self.no_repeat_ngram >= 0, f"no_repeat_ngram {self.no_repeat_ngram} must not be negative")
+        _require(self.match_weight >= 0, f"match_weight {self.match_weight} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -233,6 +324,7 @@ class Config:
     data: DataConfig
     pixels: PixelConfig = field(default_factory=PixelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def to_dict(self) -> dict[str, Any]:

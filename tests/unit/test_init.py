@@ -24,7 +24,18 @@ def test_poison(tied: bool, arrangement: str) -> None:
     """Fill every parameter with NaN, initialise, and no NaN is left."""
     config = tiny(tied)
     pooler = dataclasses.replace(config.pooler, arrangement=arrangement)
-    model = CoCa(dataclasses.replace(config, pooler=pooler))
+    assert_filled(CoCa(dataclasses.replace(config, pooler=pooler)))
+
+
+def test_poison_of_the_published_layout() -> None:
+    sizes = {"vision_width": 8, "vision_depth": 1, "vision_heads": 2, "text_width": 8, "text_depth": 1, "text_heads": 2}
+    layout = recipes.open_clip.layout(
+        image_size_px=8, patch_size_px=4, multimodal_depth=1, pooler_heads=2, vocab_size=9, num_queries=3, **sizes
+    )
+    assert_filled(CoCa(layout))
+
+
+def assert_filled(model: CoCa) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)

@@ -58,8 +58,12 @@ class Attention(nn.Module):
         keys_BSD, values_BSD = self.kv(context_BSD).chunk(2, dim=-1)
         return KeysValues(self._split_heads(keys_BSD), self._split_heads(values_BSD))
 
-    def forward(self, x_BTD: Tensor, context: KeysValues, causal: bool = False) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, context: KeysValues, causal: bool = False, keep_BTS: Tensor | None = None
+    ) -> Tensor:
         """Attends from x [B,T,D] to `context` and returns [B,T,D].
+
+        `keep_BTS` says which positions each query sees, instead of `causal`.
 
         With `causal`, the T queries are the last T of the S positions (lower-right alignment), so the same call
         serves training (T = S) and cached decoding (T < S). Padding needs no mask: it stands on the right of
@@ -75,12 +79,14 @@ class Attention(nn.Module):
         if sharing > 1:
             q_BNTK = q_BNTK.unflatten(0, (-1, sharing)).transpose(1, 2).flatten(2, 3)
         num_queries, num_keys = q_BNTK.shape[2], context.keys.shape[2]
-        keep_TS = None
-        if causal and 1 < num_queries < num_keys:
-            keep_TS = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x_BTD.device)
-            keep_TS = keep_TS.tril(num_keys - num_queries)
+        keep = None
+        if keep_BTS is not None:
+            keep, causal = keep_BTS[:, None], False
+        elif causal and 1 < num_queries < num_keys:
+            keep = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x_BTD.device)
+            keep = keep.tril(num_keys - num_queries)
         heads_BNTK = F.scaled_dot_product_attention(
-            q_BNTK, context.keys, context.values, attn_mask=keep_TS, is_causal=causal and num_queries == num_keys > 1
+            q_BNTK, context.keys, context.values, attn_mask=keep, is_causal=causal and num_queries == num_keys > 1
         )
         if sharing > 1:
             heads_BNTK = heads_BNTK.unflatten(2, (sharing, -1)).transpose(1, 2).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The transformer block that the encoder and both decoder halves share."""
+"""The transformer block that the encoder and both decoder halves share, and the one that only reads the picture."""
 
 from __future__ import annotations
 
@@ -35,13 +35,22 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_width)
 
-    def forward(self, x_BTD: Tensor, picture: KeysValues | None = None, cache: KVCache | None = None) -> Tensor:
-        """One layer over x [B,T,D], which holds only the next positions where there is a cache of those before."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        picture: KeysValues | None = None,
+        cache: KVCache | None = None,
+        keep_BTS: Tensor | None = None,
+    ) -> Tensor:
+        """One layer over x [B,T,D], which holds only the next positions where there is a cache of those before.
+
+        `keep_BTS` says which positions each one sees, where that isn't plainly causal.
+        """
         normed_BTD = self.norm_self(x_BTD)
         own = self.self_attention.keys_values(normed_BTD)
         if cache is not None:
             own = cache.append(own)
-        x_BTD = x_BTD + self.self_attention(normed_BTD, own, causal=self.causal)
+        x_BTD = x_BTD + self.self_attention(normed_BTD, own, causal=self.causal, keep_BTS=keep_BTS)
         if self.cross_attention is not None:
             assert picture is not None
             x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
@@ -51,3 +60,27 @@ class Block(nn.Module):
         """Projects a picture's tokens once, for all positions, steps and beams that read it."""
         assert self.cross_attention is not None
         return self.cross_attention.keys_values(picture_BQD)
+
+
+class PictureBlock(nn.Module):
+    """Pre-norm residual block that reads picture tokens through a norm of its own: cross-attention, MLP.
+
+    Source: OpenCLIP's CoCa, whose multimodal layers are a text block and then one of these.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int):
+        super().__init__()
+        self.norm_cross = nn.LayerNorm(width)
+        self.norm_picture = nn.LayerNorm(width)
+        self.cross_attention = Attention(width, num_heads)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = Mlp(width, mlp_width)
+
+    def forward(self, x_BTD: Tensor, picture: KeysValues) -> Tensor:
+        """One layer over x [B,T,D]; every position reads the picture, and none another position."""
+        x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
+        return x_BTD + self.mlp(self.norm_mlp(x_BTD))
+
+    def picture_keys_values(self, picture_BQD: Tensor) -> KeysValues:
+        """Projects a picture's tokens once, for all positions, steps and beams that read it."""
+        return self.cross_attention.keys_values(self.norm_picture(picture_BQD))

@@ -43,7 +43,8 @@ class CoCa(nn.Module):
     """Contrastive Captioner (arXiv 2205.01917, section 3.2).
 
     Source: Figure 2. [CLS] is stripped before the multimodal half; the poolers map to the text width, so there is
-    no further projection into the joint space (the parameter counts of Table 1 leave no room for one).
+    no further projection into the joint space (the parameter counts of Table 1 leave no room for one), unless the
+    configuration wants one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -51,14 +52,21 @@ class CoCa(nn.Module):
         self.config = config
         vision, text, pooler = config.vision, config.text, config.pooler
         self.encoder = VisionTransformer(vision)
-        self.generative_pooler = AttentionalPooler(pooler.num_queries, text.width, text.num_heads, vision.width)
-        contrastive_context = text.width if pooler.arrangement == "cascade" else vision.width
-        self.contrastive_pooler = AttentionalPooler(1, text.width, text.num_heads, contrastive_context)
+        heads, shared = pooler.num_heads or text.num_heads, pooler.arrangement == "shared"
+        self.generative_pooler = AttentionalPooler(pooler.num_queries + shared, text.width, heads, vision.width)
+        self.contrastive_pooler = None
+        if not shared:
+            contrastive_context = text.width if pooler.arrangement == "cascade" else vision.width
+            self.contrastive_pooler = AttentionalPooler(1, text.width, heads, contrastive_context)
         self.unimodal = UnimodalDecoder(text)
         self.multimodal = MultimodalDecoder(text)
         self.head = nn.Linear(text.width, text.vocab_size, bias=False)
         if text.tie_output:
             self.head.weight = self.unimodal.tokens.weight
+        self.image_projection = self.text_projection = None
+        if config.project_embeds:
+            self.image_projection = nn.Linear(text.width, config.embed_dim, bias=False)
+            self.text_projection = nn.Linear(text.width, config.embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.empty(1))
 
     def forward(
@@ -82,13 +90,20 @@ class CoCa(nn.Module):
         """Embeddings [B,E], unit-norm, and generative tokens [B,Q,D] of normalised pixels [B,C,H,W]."""
         patches_BPD = self.encoder(pixels_BCHW)
         tokens_BQD = self.generative_pooler(patches_BPD)
-        cascade = self.config.pooler.arrangement == "cascade"
-        pooled_B1D = self.contrastive_pooler(tokens_BQD if cascade else patches_BPD)
-        return ImageFeatures(F.normalize(pooled_B1D[:, 0], dim=-1), tokens_BQD)
+        if self.contrastive_pooler is None:
+            pooled_BD, tokens_BQD = tokens_BQD[:, 0], tokens_BQD[:, 1:]
+        else:
+            cascade = self.config.pooler.arrangement == "cascade"
+            pooled_BD = self.contrastive_pooler(tokens_BQD if cascade else patches_BPD)[:, 0]
+        if self.image_projection is not None:
+            pooled_BD = self.image_projection(pooled_BD)
+        return ImageFeatures(F.normalize(pooled_BD, dim=-1), tokens_BQD)
 
     def encode_text(self, ids_BT: Tensor, valid_BT: Tensor) -> TextFeatures:
         """Embeddings [B,E], unit-norm, and unimodal tokens [B,T,D] of ids [B,T] (start .. end, then padding)."""
         cls_BD, tokens_BTD = self.unimodal(ids_BT, valid_BT)
+        if self.text_projection is not None:
+            cls_BD = self.text_projection(cls_BD)
         return TextFeatures(F.normalize(cls_BD, dim=-1), tokens_BTD)
 
     def decode(self, image_tokens_BQD: Tensor, text_tokens_BTD: Tensor) -> Tensor:

@@ -31,20 +31,23 @@ def forward_flops(config: ModelConfig, batch: int, text_length: int, image_size_
     vision, text, pooler = config.vision, config.text, config.pooler
     patches = ((image_size_px or vision.image_size_px) // vision.patch_size_px) ** 2
     patches = min(patches, vision.max_patches or patches)
-    queries, width = pooler.num_queries, text.width
-    contrastive_context = (queries, width) if pooler.arrangement == "cascade" else (patches, vision.width)
+    positions = patches + vision.class_token
+    queries, width, shared = pooler.num_queries, text.width, pooler.arrangement == "shared"
+    contrastive_context = (queries, width) if pooler.arrangement == "cascade" else (positions, vision.width)
     with_cls, predicted = text_length + 1, text_length - 1
     encoder = _linear(patches, 3 * vision.patch_size_px**2, vision.width)
-    encoder += vision.depth * _block(patches, vision.width, vision.mlp_width)
+    encoder += vision.depth * _block(positions, vision.width, vision.mlp_width)
     unimodal = text.unimodal_depth * _block(with_cls, width, text.mlp_width)
-    multimodal = text.multimodal_depth * (
-        _block(predicted, width, text.mlp_width) + _attention(predicted, width, queries, width)
-    )
+    layer = _block(predicted, width, text.mlp_width) + _attention(predicted, width, queries, width)
+    if text.cross_attention == "after":
+        layer += 2 * _linear(predicted, width, text.mlp_width)
+    multimodal = text.multimodal_depth * layer
+    projection = _linear(1, width, config.embed_dim) if config.project_embeds else 0
     return ForwardFlops(
         encoder=batch * encoder,
-        generative_pooler=_pooler(batch, queries, width, patches, vision.width),
-        contrastive_pooler=_pooler(batch, 1, width, *contrastive_context),
-        unimodal=batch * unimodal,
+        generative_pooler=_pooler(batch, queries + shared, width, positions, vision.width),
+        contrastive_pooler=batch * projection + (0 if shared else _pooler(batch, 1, width, *contrastive_context)),
+        unimodal=batch * (unimodal + projection),
         multimodal=batch * multimodal,
         head=batch * _linear(predicted, width, text.vocab_size),
     )

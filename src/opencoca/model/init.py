@@ -34,11 +34,12 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
     """Fills every parameter in place.
 
     Matrices: normal with variance 1 / fan-in; those that write into the residual stream are scaled down by the
-    square root of the number of writers. Embeddings, positions and [CLS]: normal(0, 0.02). Queries: normal(0, 1),
-    since a norm follows. Norms 1, biases 0. Temperature: `config.init_temperature`.
+    square root of the number of writers. Embeddings, positions, class token and [CLS]: normal(0, 0.02). Queries:
+    normal(0, 1), since a norm follows. Norms 1, biases 0. Temperature: `config.init_temperature`.
     """
     writers = {"encoder": 2 * len(model.encoder.blocks), "unimodal": 2 * len(model.unimodal.blocks)}
-    writers["multimodal"] = writers["unimodal"] + 3 * len(model.multimodal.blocks)
+    in_a_layer = 3 if model.multimodal.picture_blocks is None else 4
+    writers["multimodal"] = writers["unimodal"] + in_a_layer * len(model.multimodal.blocks)
     for name, parameter in model.named_parameters():
         part, _, rest = name.partition(".")
         if name == "log_scale":
@@ -49,7 +50,7 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
             parameter.fill_(1.0)
         elif name.endswith("queries_QD"):
             _normal(parameter, 1.0, seed, name)
-        elif name.endswith(("positions_PD", "positions_TD", "cls_D", "tokens.weight")):
+        elif name.endswith(("positions_PD", "positions_TD", "class_D", "cls_D", "tokens.weight")):
             _normal(parameter, 0.02, seed, name)
         else:
             std = parameter.shape[1] ** -0.5

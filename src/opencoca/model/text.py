@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from opencoca.config import TextConfig
 from opencoca.model.attention import KeysValues, KVCache
-from opencoca.model.blocks import Block
+from opencoca.model.blocks import Block, PictureBlock
 
 
 class UnimodalDecoder(nn.Module):
@@ -18,6 +19,7 @@ class UnimodalDecoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        self.cls_at_end = config.cls_place == "at_end"
         self.tokens = nn.Embedding(config.vocab_size, config.width)
         self.positions_TD = nn.Parameter(torch.empty(config.context_length + 1, config.width))
         self.cls_D = nn.Parameter(torch.empty(config.width))
@@ -29,14 +31,16 @@ class UnimodalDecoder(nn.Module):
     def forward(self, ids_BT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Reads ids [B,T], padded on the right, and returns [CLS] outputs [B,D] and token outputs [B,T,D].
 
-        Everything is causal and padding stands on the right of [CLS], so nothing real ever sees it and no mask
-        is needed. Token outputs at padding positions are meaningless.
+        Token outputs at padding positions are meaningless.
 
         Raises: ValueError for more ids than the context has room for.
         """
         room = self.positions_TD.shape[0] - 1
         if ids_BT.shape[1] > room:
             raise ValueError(f"captions of {ids_BT.shape[1]} ids don't fit context_length {room}; cut them to it")
+        if self.cls_at_end:
+            return self._with_cls_at_end(ids_BT, valid_BT)
+        # everything is causal and padding stands on the right of [CLS]: nothing real sees it and no mask is needed
         lengths_B = valid_BT.sum(dim=1)
         at_cls_BT1 = torch.arange(ids_BT.shape[1] + 1, device=ids_BT.device) == lengths_B[:, None]
         embedded_BTD = self.tokens(F.pad(ids_BT, (0, 1)))
@@ -46,6 +50,32 @@ class UnimodalDecoder(nn.Module):
             x_BTD = block(x_BTD)
         cls_BD = x_BTD[torch.arange(len(lengths_B), device=ids_BT.device), lengths_B]
         return self.norm_cls(cls_BD), x_BTD[:, :-1]
+
+    def _with_cls_at_end(self, ids_BT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with [CLS] in the context's last position, whatever the caption's length.
+
+        Its row of keys is shifted by one: it sees the first position and the one behind each real token; so do padding
+        positions, whose outputs mean nothing but can be compared so. Padding is id 0.
+
+        Source: the masks of open_clip 2, with which the published weights were trained.
+        Differs: open_clip 3.3 hides the position behind a real token 0 (a "!" inside a word) from real tokens as well.
+        """
+        batch, length = ids_BT.shape
+        room = self.positions_TD.shape[0] - 1
+        if length < room:  # the position behind the last real token is read too
+            ids_BT, valid_BT = F.pad(ids_BT, (0, 1)), F.pad(valid_BT, (0, 1))
+        x_BTD = self.tokens(ids_BT) + self.positions_TD[: ids_BT.shape[1]]
+        cls_B1D = (self.cls_D + self.positions_TD[room]).expand(batch, 1, -1)
+        x_BTD = torch.cat((x_BTD, cls_B1D), dim=1)
+        positions_T = torch.arange(x_BTD.shape[1], device=ids_BT.device)
+        lengths_B1 = (valid_BT * (positions_T[:-1] + 1)).amax(dim=1, keepdim=True)
+        real_BT = positions_T < lengths_B1
+        keep_BTS = (positions_T[:, None] >= positions_T) & (
+            real_BT[..., None] | F.pad(valid_BT, (1, 0), value=True)[:, None]
+        )
+        for block in self.blocks:
+            x_BTD = block(x_BTD, keep_BTS=keep_BTS)
+        return self.norm_cls(x_BTD[:, -1]), x_BTD[:, :length]
 
     def step(self, ids_BT: Tensor, caches: list[KVCache]) -> Tensor:
         """Token outputs [B,T,D] of the next positions, without [CLS], which no token ever sees."""
@@ -61,24 +91,30 @@ class MultimodalDecoder(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
+        sizes = config.width, config.num_heads, config.mlp_width
+        inside = config.cross_attention == "inside"
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_width, causal=True, context_width=config.width)
+            Block(*sizes, causal=True, context_width=config.width if inside else None)
             for _ in range(config.multimodal_depth)
         )
+        self.picture_blocks = None
+        if not inside:
+            self.picture_blocks = nn.ModuleList(PictureBlock(*sizes) for _ in range(config.multimodal_depth))
         self.norm_out = nn.LayerNorm(config.width)
 
     def forward(self, text_BTD: Tensor, picture_BQD: Tensor) -> Tensor:
         """Decodes unimodal token outputs [B,T,D] against picture tokens [B,Q,D] into [B,T,D], normed for the head."""
-        for block, picture in zip(self.blocks, self.pictures(picture_BQD), strict=True):
-            text_BTD = block(text_BTD, picture)
-        return self.norm_out(text_BTD)
+        return self.step(text_BTD, self.pictures(picture_BQD), [None] * len(self.blocks))
 
     def pictures(self, picture_BQD: Tensor) -> list[KeysValues]:
         """Every layer's keys and values of picture tokens [B,Q,D]."""
-        return [cast(Block, block).picture_keys_values(picture_BQD) for block in self.blocks]
+        readers = self.blocks if self.picture_blocks is None else self.picture_blocks
+        return [cast(PictureBlock | Block, reader).picture_keys_values(picture_BQD) for reader in readers]
 
-    def step(self, text_BTD: Tensor, pictures: list[KeysValues], caches: list[KVCache]) -> Tensor:
-        """The same for the next positions only; the caches hold the past."""
-        for block, picture, cache in zip(self.blocks, pictures, caches, strict=True):
-            text_BTD = block(text_BTD, picture, cache)
+    def step(self, text_BTD: Tensor, pictures: list[KeysValues], caches: Sequence[KVCache | None]) -> Tensor:
+        """The same for the next positions only, where the caches hold the past."""
+        for i, (picture, cache) in enumerate(zip(pictures, caches, strict=True)):
+            text_BTD = self.blocks[i](text_BTD, picture, cache)
+            if self.picture_blocks is not None:
+                text_BTD = self.picture_blocks[i](text_BTD, picture)
         return self.norm_out(text_BTD)

@@ -1,4 +1,4 @@
-"""The image encoder: a plain ViT without a class token (the poolers take its place)."""
+"""The image encoder: a plain ViT; the poolers take a class token's place, unless the configuration wants one too."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch = nn.Linear(3 * config.patch_size_px**2, config.width)
-        self.positions_PD = nn.Parameter(torch.empty(config.grid**2, config.width))
+        self.patch = nn.Linear(3 * config.patch_size_px**2, config.width, bias=config.patch_bias)
+        self.class_D = nn.Parameter(torch.empty(config.width)) if config.class_token else None
+        self.positions_PD = nn.Parameter(torch.empty(config.class_token + config.grid**2, config.width))
+        self.norm_input = nn.LayerNorm(config.width) if config.norm_input else None
         self.blocks = nn.ModuleList(
             Block(config.width, config.num_heads, config.mlp_width, causal=False) for _ in range(config.depth)
         )
@@ -25,7 +27,8 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Encodes pixels [B,C,H,W], H and W multiples of the patch size, into tokens [B,P,D].
 
-        They stand row by row, or by falling prominence where `max_patches` leaves some out.
+        They stand row by row, or by falling prominence where `max_patches` leaves some out, behind the class token if
+        there is one.
         """
         patches_BPX = patchify(pixels_BCHW, self.config.patch_size_px)
         positions_PD = self.positions(*(side // self.config.patch_size_px for side in pixels_BCHW.shape[2:]))
@@ -35,6 +38,11 @@ class VisionTransformer(nn.Module):
             # not positions_PD[chosen_BP]: its backward adds in an order that depends on the threads
             positions_PD = F.embedding(chosen_BP, positions_PD)
         tokens_BPD = self.patch(patches_BPX) + positions_PD
+        if self.class_D is not None:
+            class_D = self.class_D + self.positions_PD[0]
+            tokens_BPD = torch.cat((class_D.expand(len(tokens_BPD), 1, -1), tokens_BPD), dim=1)
+        if self.norm_input is not None:
+            tokens_BPD = self.norm_input(tokens_BPD)
         for block in self.blocks:
             tokens_BPD = block(tokens_BPD)
         return tokens_BPD
@@ -42,9 +50,10 @@ class VisionTransformer(nn.Module):
     def positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings [P,D] for a grid of patches; another grid than the trained one is interpolated."""
         grid = self.config.grid
+        trained_PD = self.positions_PD[1:] if self.config.class_token else self.positions_PD
         if (rows, columns) == (grid, grid):
-            return self.positions_PD
-        trained_1DHW = self.positions_PD.T.reshape(1, -1, grid, grid)
+            return trained_PD
+        trained_1DHW = trained_PD.T.reshape(1, -1, grid, grid)
         wanted_1DHW = F.interpolate(
             trained_1DHW.float(), (rows, columns), mode="bicubic", antialias=True, align_corners=False
         )

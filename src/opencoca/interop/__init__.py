@@ -1,0 +1,1 @@
+"""Models in other programs' formats: key maps in both directions, the hub, exports."""
