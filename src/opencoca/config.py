@@ -23,6 +23,8 @@ class VisionConfig:
 
     max_patches: the encoder reads only this many patches of a picture, those that differ most from the colour of its
         edge; 0 reads all. Drawings on a blank ground lose little but blank patches.
+    train_patches: in training, the encoder reads only so many of these, drawn at random per picture and epoch, which
+        saves time and regularises; 0 reads them all.
     class_token: a learned token stands in front of the patches, with a position of its own (OpenCLIP's layout).
     patch_bias: the patch projection has a bias (OpenCLIP's has none).
     norm_input: a norm between the positions and the first block (OpenCLIP's `ln_pre`).
@@ -35,6 +37,7 @@ class VisionConfig:
     num_heads: int
     mlp_width: int
     max_patches: int = 0
+    train_patches: int = 0
     class_token: bool = False
     patch_bias: bool = True
     norm_input: bool = False
@@ -44,6 +47,15 @@ class VisionConfig:
         _require(self.max_patches >= 0, f"max_patches {self.max_patches} must not be negative; 0 reads all patches")
         _require_multiple(self, "image_size_px", "patch_size_px")
         _require_multiple(self, "width", "num_heads")
+        _require(
+            0 <= self.train_patches <= self.read_patches,
+            f"train_patches {self.train_patches} must be between 0 and the {self.read_patches} patches that are read",
+        )
+
+    @property
+    def read_patches(self) -> int:
+        """Patches of a picture of image_size_px that the encoder reads outside training."""
+        return min(self.max_patches or self.grid**2, self.grid**2)
 
     @property
     def grid(self) -> int:
@@ -277,6 +289,7 @@ class DataConfig:
         saves padding.
     clump_size: up to so many alike samples (one `concept`, or captions with one first word) stand side by side in the
         order, so that a batch holds hard negatives; 1 is a plain shuffle.
+    clump_every: only every so many epochs have clumps, the last of each run of so many; the others are plain shuffles.
     tokenizer: a tokenizer.json, "openmoji" for the one that ships, or "train" for a new one from the captions.
     """
 
@@ -287,10 +300,11 @@ class DataConfig:
     max_shift_px: int = 0
     text_buckets: int = 4
     clump_size: int = 1
+    clump_every: int = 1
     tokenizer: str = "train"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "batch_size", "text_buckets", "clump_size")
+        _require_positive(self, "batch_size", "text_buckets", "clump_size", "clump_every")
         _require(self.max_shift_px >= 0, f"max_shift_px {self.max_shift_px} must not be negative; 0 turns it off")
 
 

@@ -33,7 +33,8 @@ class Batch(NamedTuple):
     Shapes: pixels [B,C,H,W] normalised float; ids [B,T] int64, start .. end, padded on the right;
     valid [B,T] bool, True on real tokens; group_ids [B] int64, equal where two pairs are not each
     other's negatives (the same caption); keys are the sample ids, for logs and quarantine; buckets
-    cut the rows, which stand in order of caption length, so that short captions carry little padding.
+    cut the rows, which stand in order of caption length, so that short captions carry little padding;
+    patch_noise [B,P] float, uniform and drawn from (seed, epoch, sample), where training reads only some patches.
     """
 
     pixels: Tensor
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     group_ids: Tensor
     keys: tuple[str, ...]
     buckets: tuple[TextBucket, ...] = ()
+    patch_noise: Tensor | None = None
 
 
 class ImageFeatures(NamedTuple):

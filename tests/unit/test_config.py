@@ -84,7 +84,7 @@ def another(value: Any, kind: Any) -> Any:
     if kind is bool:
         return not value
     if kind is int:
-        return 2 * value or 1
+        return 0 if value == 255 else 2 * value or 1  # 255 is the highest level there is
     if kind is float:
         return value / 2 or 0.25
     return f"other {value}" if kind is str else tuple(item / 2 for item in value)

@@ -59,6 +59,28 @@ def make_single(loader: PairLoader) -> PairLoader:
     return make(loader.source, loader.seed, batch_size=1)
 
 
+# --- patch noise ---
+
+
+def test_patch_noise_is_drawn_from_seed_epoch_and_sample_alone():
+    whole = make(noise(8), 3, batch_size=8, patch_noise=500).batch(0)
+    drawn = dict(zip(whole.keys, whole.patch_noise, strict=True))
+    for position in range(8):
+        alone = make(noise(8), 3, batch_size=1, patch_noise=500).batch(position)
+        assert torch.equal(alone.patch_noise[0], drawn[alone.keys[0]])
+    later = make(noise(8), 3, batch_size=8, patch_noise=500).batch(8)
+    other = make(noise(8), 4, batch_size=8, patch_noise=500).batch(0)
+    for batch in (later, other):
+        assert not any(torch.equal(row, drawn[key]) for key, row in zip(batch.keys, batch.patch_noise, strict=True))
+    assert whole.patch_noise.min() >= 0 and whole.patch_noise.max() < 1
+    assert whole.patch_noise.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert whole.patch_noise.unique().numel() > 3900
+
+
+def test_without_patch_noise_there_is_none():
+    assert make(noise(4)).batch(0).patch_noise is None
+
+
 # --- order ------------------------------------------------------------------------------------------------------
 
 

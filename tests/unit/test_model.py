@@ -251,6 +251,20 @@ def test_the_encoder_reads_the_most_prominent_patches_where_they_stand() -> None
     assert coca.encode_image(pixels_BCHW).tokens.shape == (2, 5, 48)
 
 
+def test_training_reads_the_patches_with_most_noise(pixels: Tensor) -> None:
+    config = tiny()
+    few = dataclasses.replace(config, vision=dataclasses.replace(config.vision, train_patches=3))
+    reads_all, reads_few = (build(c).to(pixels.dtype).encoder.requires_grad_(False) for c in (config, few))
+    noise_BP = torch.rand(len(pixels), config.vision.grid**2)
+    kept_BP = torch.zeros_like(noise_BP).scatter(1, noise_BP.topk(3).indices, 1.0).bool()
+    upscaled = kept_BP.unflatten(1, (config.vision.grid, -1)).repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
+    assert reads_few(pixels, noise_BP).shape[1] == 3
+    changed = torch.where(upscaled, pixels, pixels + 1)  # what isn't drawn makes no difference
+    assert torch.equal(reads_few(changed, noise_BP), reads_few(pixels, noise_BP))
+    assert not torch.equal(reads_few(pixels + 1, noise_BP), reads_few(pixels, noise_BP))
+    assert torch.equal(reads_few(pixels), reads_all(pixels)), "outside training all are read"
+
+
 @pytest.mark.parametrize("max_patches", [0, 16, 17])
 def test_as_many_patches_as_there_are_means_all_of_them(model: CoCa, pixels: Tensor, max_patches: int) -> None:
     assert torch.equal(with_max_patches(max_patches).encoder(pixels), model.encoder(pixels))

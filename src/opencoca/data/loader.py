@@ -59,13 +59,16 @@ class PairLoader:
         max_shift_px: int = 0,
         text_buckets: int = 1,
         clump_size: int = 1,
+        clump_every: int = 1,
+        patch_noise: int = 0,
         cache_bytes: int = 512 * 2**20,
     ) -> None:
         if len(source) == 0:
             raise DataError("the training split has no samples; prepare the data again or name another split")
         self.source, self.tokenizer, self.pixels, self.seed = source, tokenizer, pixels, seed
         self.batch_size, self.image_size_px, self.context_length = batch_size, image_size_px, context_length
-        self.max_shift_px, self.text_buckets, self.clump_size = max_shift_px, text_buckets, clump_size
+        self.max_shift_px, self.text_buckets = max_shift_px, text_buckets
+        self.clump_size, self.clump_every, self.patch_noise = clump_size, clump_every, patch_noise
         self._room = cache_bytes // (3 * image_size_px**2)
         self._cache: dict[int, np.ndarray] = {}
         self._key_hashes = np.array([_hash64(key) for key in source.keys], dtype=np.uint64)
@@ -100,13 +103,14 @@ class PairLoader:
             group_ids[order],
             tuple(samples[i].key for i in order),
             bucket_by_length(lengths_B[order].tolist(), self.text_buckets),
+            self._patch_noise(epochs, indices)[order] if self.patch_noise else None,
         )
 
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, epoch], dtype=np.uint64)))
             order = generator.permutation(len(self.source))
-            if self._kinds is not None:
+            if self._kinds is not None and (epoch + 1) % self.clump_every == 0:
                 order = clumped(order, self._kinds, self.clump_size, generator)
             self._order = epoch, order
         return self._order[1]
@@ -116,7 +120,7 @@ class PairLoader:
         picture = self._cache.get(index)
         if picture is None:
             opened = open_picture(sample.picture, name=f"the picture of {sample.key}")
-            picture = to_square(opened, self.image_size_px, self.pixels.fit)
+            picture = to_square(opened, self.image_size_px, self.pixels)
             if len(self._cache) < self._room:
                 self._cache[index] = picture
         drawing = sample.attributes.get("picture")
@@ -125,14 +129,23 @@ class PairLoader:
     def _shifted(self, pictures_BHWC: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Each picture moved by up to `max_shift_px` on both axes, white filled in."""
         most, size = self.max_shift_px, self.image_size_px
-        seed = np.uint64(self.seed * 0x9E37 % 2**64)
-        draws_B = _mix64(self._key_hashes[indices] ^ _mix64(seed + epochs.astype(np.uint64)))
+        draws_B = self._draws(epochs, indices)
         padded = np.pad(pictures_BHWC, ((0, 0), (most, most), (most, most), (0, 0)), constant_values=255)
         span = np.uint64(2 * most + 1)
         tops, lefts = (draws_B % span).astype(int), (draws_B // span % span).astype(int)
         return np.stack(
             [p[y : y + size, x : x + size] for p, y, x in zip(padded, tops, lefts, strict=True)],
         )
+
+    def _patch_noise(self, epochs: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+        """`patch_noise` uniform numbers per sample."""
+        draws_BP = _mix64(self._draws(epochs, indices)[:, None] + np.arange(self.patch_noise, dtype=np.uint64))
+        return torch.from_numpy((draws_BP >> np.uint64(40)).astype(np.float32) / 2**24)
+
+    def _draws(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """A random uint64 per sample, from (seed, epoch, sample) alone."""
+        seed = np.uint64(self.seed * 0x9E37 % 2**64)
+        return _mix64(self._key_hashes[indices] ^ _mix64(seed + epochs.astype(np.uint64)))
 
 
 def alike(source: Source) -> np.ndarray:

@@ -85,8 +85,9 @@ class Attention(nn.Module):
         elif causal and 1 < num_queries < num_keys:
             keep = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x_BTD.device)
             keep = keep.tril(num_keys - num_queries)
+        plainly_causal = bool(causal and num_queries == num_keys > 1)  # bool: torch.export's sizes are symbols
         heads_BNTK = F.scaled_dot_product_attention(
-            q_BNTK, context.keys, context.values, attn_mask=keep, is_causal=causal and num_queries == num_keys > 1
+            q_BNTK, context.keys, context.values, attn_mask=keep, is_causal=plainly_causal
         )
         if sharing > 1:
             heads_BNTK = heads_BNTK.unflatten(2, (sharing, -1)).transpose(1, 2).flatten(0, 1)

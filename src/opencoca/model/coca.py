@@ -70,14 +70,19 @@ class CoCa(nn.Module):
         self.log_scale = nn.Parameter(torch.empty(1))
 
     def forward(
-        self, pixels_BCHW: Tensor, ids_BT: Tensor, valid_BT: Tensor, buckets: Sequence[TextBucket] = ()
+        self,
+        pixels_BCHW: Tensor,
+        ids_BT: Tensor,
+        valid_BT: Tensor,
+        buckets: Sequence[TextBucket] = (),
+        patch_noise_BP: Tensor | None = None,
     ) -> CoCaOutput:
         """One pass for both losses; `decoded` [B,T-1,D] stands where the next token is predicted.
 
         With `buckets`, each run of rows is read at its own length: the same values, without most of the padding,
-        where `decoded` holds zeros.
+        where `decoded` holds zeros. `patch_noise` draws the patches that training reads.
         """
-        image = self.encode_image(pixels_BCHW)
+        image = self.encode_image(pixels_BCHW, patch_noise_BP)
         embeds, decoded = [], []
         for first, last, length in buckets or (TextBucket(0, *ids_BT.shape),):
             text = self.encode_text(ids_BT[first:last, :length], valid_BT[first:last, :length])
@@ -86,9 +91,9 @@ class CoCa(nn.Module):
             decoded.append(F.pad(decoded_BTD, (0, 0, 0, ids_BT.shape[1] - length)))
         return CoCaOutput(image.embed, torch.cat(embeds), torch.cat(decoded), self.log_scale.exp())
 
-    def encode_image(self, pixels_BCHW: Tensor) -> ImageFeatures:
+    def encode_image(self, pixels_BCHW: Tensor, patch_noise_BP: Tensor | None = None) -> ImageFeatures:
         """Embeddings [B,E], unit-norm, and generative tokens [B,Q,D] of normalised pixels [B,C,H,W]."""
-        patches_BPD = self.encoder(pixels_BCHW)
+        patches_BPD = self.encoder(pixels_BCHW, patch_noise_BP)
         tokens_BQD = self.generative_pooler(patches_BPD)
         if self.contrastive_pooler is None:
             pooled_BD, tokens_BQD = tokens_BQD[:, 0], tokens_BQD[:, 1:]
@@ -133,7 +138,11 @@ class CoCa(nn.Module):
         multimodal = [empty() for _ in self.multimodal.blocks]
         return DecodeCache(unimodal, multimodal, self.multimodal.pictures(image_tokens_BQD))
 
+    def decode_next(self, ids_BT: Tensor, cache: DecodeCache) -> Tensor:
+        """Multimodal outputs [B,T,D], before the head, of the next ids [B,T]; the cache moves on by T."""
+        text_BTD = self.unimodal.step(ids_BT, cache.unimodal)
+        return self.multimodal.step(text_BTD, cache.pictures, cache.multimodal)
+
     def decode_step(self, ids_BT: Tensor, cache: DecodeCache) -> Tensor:
         """Logits [B,V] after the last of the next ids [B,T]; the cache moves on by T."""
-        text_BTD = self.unimodal.step(ids_BT, cache.unimodal)
-        return self.head(self.multimodal.step(text_BTD, cache.pictures, cache.multimodal)[:, -1])
+        return self.head(self.decode_next(ids_BT, cache)[:, -1])

@@ -23,14 +23,17 @@ class ForwardFlops(NamedTuple):
         return sum(self)
 
 
-def forward_flops(config: ModelConfig, batch: int, text_length: int, image_size_px: int | None = None) -> ForwardFlops:
+def forward_flops(
+    config: ModelConfig, batch: int, text_length: int, image_size_px: int | None = None, read_patches: int = 0
+) -> ForwardFlops:
     """Operations of CoCa's forward pass over `batch` pictures and captions of `text_length` ids, start and end counted.
 
-    Causal attention is counted in full, as is usual for model-FLOPs utilisation.
+    `read_patches` is for training that reads fewer patches than inference does. Causal attention is counted in full, as
+    is usual for model-FLOPs utilisation.
     """
     vision, text, pooler = config.vision, config.text, config.pooler
     patches = ((image_size_px or vision.image_size_px) // vision.patch_size_px) ** 2
-    patches = min(patches, vision.max_patches or patches)
+    patches = min(patches, read_patches or vision.max_patches or patches)
     positions = patches + vision.class_token
     queries, width, shared = pooler.num_queries, text.width, pooler.arrangement == "shared"
     contrastive_context = (queries, width) if pooler.arrangement == "cascade" else (positions, vision.width)

@@ -24,16 +24,21 @@ class VisionTransformer(nn.Module):
             Block(config.width, config.num_heads, config.mlp_width, causal=False) for _ in range(config.depth)
         )
 
-    def forward(self, pixels_BCHW: Tensor) -> Tensor:
+    def forward(self, pixels_BCHW: Tensor, patch_noise_BP: Tensor | None = None) -> Tensor:
         """Encodes pixels [B,C,H,W], H and W multiples of the patch size, into tokens [B,P,D].
 
         They stand row by row, or by falling prominence where `max_patches` leaves some out, behind the class token if
-        there is one.
+        there is one. With `patch_noise`, only the `train_patches` with most noise are read of those that would be.
         """
         patches_BPX = patchify(pixels_BCHW, self.config.patch_size_px)
         positions_PD = self.positions(*(side // self.config.patch_size_px for side in pixels_BCHW.shape[2:]))
+        chosen_BP = None
         if 0 < self.config.max_patches < patches_BPX.shape[1]:
             chosen_BP = prominence(pixels_BCHW, self.config.patch_size_px).topk(self.config.max_patches, dim=1).indices
+        if patch_noise_BP is not None and self.config.train_patches:
+            drawn_BP = patch_noise_BP.topk(self.config.train_patches, dim=1).indices
+            chosen_BP = drawn_BP if chosen_BP is None else chosen_BP.gather(1, drawn_BP)
+        if chosen_BP is not None:
             patches_BPX = patches_BPX.gather(1, chosen_BP[..., None].expand(-1, -1, patches_BPX.shape[-1]))
             # not positions_PD[chosen_BP]: its backward adds in an order that depends on the threads
             positions_PD = F.embedding(chosen_BP, positions_PD)

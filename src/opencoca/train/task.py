@@ -41,7 +41,7 @@ class Pretraining:
 
     def loss(self, model: CoCa, batch: Batch) -> TaskLoss:
         """The weighted sum of both losses, and each of them."""
-        output = model(batch.pixels, batch.ids, batch.valid, batch.buckets)
+        output = model(batch.pixels, batch.ids, batch.valid, batch.buckets, batch.patch_noise)
         contrastive = contrastive_loss(
             output.image_embed,
             output.text_embed,
@@ -63,7 +63,8 @@ class Pretraining:
     def forward_flops(self, batch: Batch) -> int:
         """Matrix products that the batch's real tokens need; padding counts for nothing."""
         config, count, size_px = self.model_config, len(batch.ids), batch.pixels.shape[-1]
-        pictures = forward_flops(config, count, batch.ids.shape[1], size_px)
+        read = config.vision.train_patches if batch.patch_noise is not None else 0
+        pictures = forward_flops(config, count, batch.ids.shape[1], size_px, read)
         texts = [forward_flops(config, 1, length, size_px) for length in batch.valid.sum(dim=1).tolist()]
         of_pictures = pictures.encoder + pictures.generative_pooler + pictures.contrastive_pooler
         return of_pictures + sum(text.unimodal + text.multimodal + text.head for text in texts)
