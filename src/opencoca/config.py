@@ -289,7 +289,6 @@ class DataConfig:
         saves padding.
     clump_size: up to so many alike samples (one `concept`, or captions with one first word) stand side by side in the
         order, so that a batch holds hard negatives; 1 is a plain shuffle.
-    clump_every: only every so many epochs have clumps, the last of each run of so many; the others are plain shuffles.
     tokenizer: a tokenizer.json, "openmoji" for the one that ships, or "train" for a new one from the captions.
     """
 
@@ -300,11 +299,10 @@ class DataConfig:
     max_shift_px: int = 0
     text_buckets: int = 4
     clump_size: int = 1
-    clump_every: int = 1
     tokenizer: str = "train"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "batch_size", "text_buckets", "clump_size", "clump_every")
+        _require_positive(self, "batch_size", "text_buckets", "clump_size")
         _require(self.max_shift_px >= 0, f"max_shift_px {self.max_shift_px} must not be negative; 0 turns it off")
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
-from tests.support import SIZE_PX, tiny_tokenizer
 
-from opencoca.config import PixelConfig
-from opencoca.data.loader import PairLoader, alike, clumped
+from opencoca.data.loader import alike, clumped
 
 
 class Described(NamedTuple):
@@ -60,22 +57,3 @@ def test_clumps_differ_between_epochs() -> None:
         for epoch in range(2)
     ]
     assert not np.array_equal(*orders)
-
-
-def test_only_every_so_many_epochs_have_clumps() -> None:
-    rows = [(f"thing {i}", f"c{i % 10}") for i in range(40)]
-    loader = PairLoader(
-        Captions(*rows),
-        tiny_tokenizer(),
-        batch_size=4,
-        image_size_px=SIZE_PX,
-        context_length=8,
-        pixels=PixelConfig(),
-        seed=0,
-        clump_size=4,
-        clump_every=2,
-    )
-    for epoch, clumpy in enumerate([False, True, False, True]):
-        order = loader._permutation(epoch)
-        alike_neighbours = sum(a % 10 == b % 10 for a, b in itertools.pairwise(order.tolist()))
-        assert (alike_neighbours >= 30) == clumpy

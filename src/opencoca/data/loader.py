@@ -59,7 +59,6 @@ class PairLoader:
         max_shift_px: int = 0,
         text_buckets: int = 1,
         clump_size: int = 1,
-        clump_every: int = 1,
         patch_noise: int = 0,
         cache_bytes: int = 512 * 2**20,
     ) -> None:
@@ -68,7 +67,7 @@ class PairLoader:
         self.source, self.tokenizer, self.pixels, self.seed = source, tokenizer, pixels, seed
         self.batch_size, self.image_size_px, self.context_length = batch_size, image_size_px, context_length
         self.max_shift_px, self.text_buckets = max_shift_px, text_buckets
-        self.clump_size, self.clump_every, self.patch_noise = clump_size, clump_every, patch_noise
+        self.clump_size, self.patch_noise = clump_size, patch_noise
         self._room = cache_bytes // (3 * image_size_px**2)
         self._cache: dict[int, np.ndarray] = {}
         self._key_hashes = np.array([_hash64(key) for key in source.keys], dtype=np.uint64)
@@ -110,7 +109,7 @@ class PairLoader:
         if self._order is None or self._order[0] != epoch:
             generator = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, epoch], dtype=np.uint64)))
             order = generator.permutation(len(self.source))
-            if self._kinds is not None and (epoch + 1) % self.clump_every == 0:
+            if self._kinds is not None:
                 order = clumped(order, self._kinds, self.clump_size, generator)
             self._order = epoch, order
         return self._order[1]

@@ -45,7 +45,6 @@ def pretrain(config: Config, run: Path, attributes: tuple[Attribute, ...] = ()) 
         max_shift_px=config.data.max_shift_px,
         text_buckets=config.data.text_buckets,
         clump_size=config.data.clump_size,
-        clump_every=config.data.clump_every,
         patch_noise=vision.read_patches if vision.train_patches else 0,
     )
     return train(config, run, Pretraining(config.model, config.loss), loader, tokenizer, evaluations)
