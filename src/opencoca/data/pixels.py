@@ -1,6 +1,14 @@
 """From any picture to an array the model takes: opened with care, made square, normalised.
 
 Everything that comes from outside passes `open_picture`; what it returns is a plain RGB image.
+
+Of an opaque, upright picture with 8 bits a channel, CLIP's mean and std and `indexed="nearest"` make what OpenCLIP's
+preprocessing makes, to rounding. Elsewhere the two differ on purpose, so that the model gets what people see:
+
+- transparency lies on white; OpenCLIP drops it, and colours come out that were hidden;
+- EXIF rotation is applied; OpenCLIP leaves such a picture on its side;
+- 16-bit and float grey is scaled to 8 bits; OpenCLIP clips it, mostly to white;
+- CMYK is converted before it is scaled; OpenCLIP scales the inks.
 """
 
 import io
@@ -9,13 +17,19 @@ import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from opencoca.config import PixelConfig
 from opencoca.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
+HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
+AVIF_BRANDS = frozenset((b"avif", b"avis"))
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+INDEXED = "opencoca_indexed"  # stands in the `info` of an RGB image whose file had a colour table or one bit
 MAX_PIXELS = 64_000_000  # 256 MB once decoded to RGBA
 WHITE = (255, 255, 255)
 
@@ -28,7 +42,7 @@ def open_picture(
     """The picture as an upright RGB image: transparency on white, 16-bit grey scaled to 8, the first frame of several.
 
     Args: source is a path, the bytes of a file, an image, or a uint8 array [H,W], [H,W,1], [H,W,3] or [H,W,4]; name is
-      what an error calls it (by default the path).
+      what an error calls it (by default the path). HEIC files need the extra `heif`.
     Raises: DataError if the picture is missing, unreadable, empty, truncated, of another format, or larger than
       max_pixels (which its header tells, before anything is decoded).
     """
@@ -90,11 +104,12 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
         )
 
 
-def _decode(file, max_pixels: int, name: str) -> Image.Image:
+def _decode(file: IO[bytes], max_pixels: int, name: str) -> Image.Image:
+    formats = _heic_formats(name) if _is_heic(file) else FORMATS
     try:
         with _quiet, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow only warns of sizes that are refused below
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
         raise DataError(
             f"{name} is not a {', '.join(FORMATS)} picture, or is damaged; convert or replace it"
@@ -107,6 +122,27 @@ def _decode(file, max_pixels: int, name: str) -> Image.Image:
     with image:
         _check_size(image.size, max_pixels, name)
         return _to_rgb(_load(image, name), name)
+
+
+def _is_heic(file: IO[bytes]) -> bool:
+    """Whether the file's first box names a brand of HEIC and none of AVIF, which Pillow reads itself."""
+    head = file.read(64)
+    file.seek(0)
+    major, compatible = head[8:12], head[16 : int.from_bytes(head[:4], "big")]
+    brands = {major, *(compatible[i : i + 4] for i in range(0, len(compatible), 4))}
+    return head[4:8] == b"ftyp" and not brands.isdisjoint(HEIC_BRANDS) and brands.isdisjoint(AVIF_BRANDS)
+
+
+def _heic_formats(name: str) -> tuple[str, ...]:
+    """What Pillow calls HEIC, now that it can read it."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise DataError(
+            f"{name} is a HEIC picture; pip install 'opencoca[heif]' to read it, or convert it to JPEG"
+        ) from error
+    register_heif_opener()
+    return ("HEIF",)
 
 
 def _load(image: Image.Image, name: str) -> Image.Image:
@@ -125,11 +161,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             image = image.copy()
         if image.mode.startswith("I") or image.mode == "F":
             image = _to_grey(image)
-        if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        indexed = image.mode in ("P", "1") and not image.has_transparency_data
+        if image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, (*WHITE, 255))
             image = Image.alpha_composite(white, image)
-        return image.convert("RGB")
+        image = image.convert("RGB")
+        if indexed:
+            image.info[INDEXED] = True
+        return image
     except Exception as error:
         raise DataError(f"{name} can't be converted from {image.mode} to RGB ({error}); convert it to PNG") from error
 
@@ -149,34 +189,36 @@ def _to_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
 
 
-def to_square(image: Image.Image, size_px: int, fit: str = "crop") -> np.ndarray:
-    """The image as a square array uint8 [H,W,3], H = W = size_px, resampled with Pillow's bicubic filter.
+def to_square(image: Image.Image, size_px: int, pixels: PixelConfig) -> np.ndarray:
+    """The image as a square array uint8 [H,W,3], H = W = size_px, made square and scaled as `pixels` says.
 
-    Args: fit "crop" scales the shorter side to size_px and cuts out the centre; "pad" scales the longer side and fills
-      up with white, so nothing of the picture is lost.
-    Source: the rounding of torchvision's Resize and CenterCrop, which CLIP's and OpenCLIP's preprocessing use.
-    Differs: of a picture over 16 times as long as wide only the kept part is resampled, so that it costs no memory.
+    Source: the rounding of OpenCLIP's preprocessing (torchvision's Resize and CenterCrop for "crop").
+    Differs: of a picture over 16 times as long as wide only the kept part is resampled, so that "crop" costs no memory;
+      and "pad" leaves at least one pixel of it, where OpenCLIP fails. See also the module's docstring.
     """
-    width, height = image.size
     image = image if image.mode == "RGB" else _to_rgb(image, "the image")
-    if fit == "crop":
+    width, height = image.size
+    nearest = pixels.indexed == "nearest" and INDEXED in image.info
+    resample = Image.Resampling.NEAREST if nearest else FILTERS[pixels.resample]
+    if pixels.fit == "crop":
         short = min(width, height)
         wide, high = int(size_px * width / short), int(size_px * height / short)
         left, top = round((wide - size_px) / 2), round((high - size_px) / 2)
         if max(wide, high) <= 16 * size_px:
-            image = image.resize((wide, high), Image.Resampling.BICUBIC)
+            image = image.resize((wide, high), resample)
             return np.asarray(image.crop((left, top, left + size_px, top + size_px)))
         across, down = width / wide, height / high
         box = (left * across, top * down, min((left + size_px) * across, width), min((top + size_px) * down, height))
-        return np.asarray(image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))
-    if fit == "pad":
-        long = max(width, height)
-        wide, high = max(1, round(size_px * width / long)), max(1, round(size_px * height / long))
-        square = Image.new("RGB", (size_px, size_px), WHITE)
-        small = image.resize((wide, high), Image.Resampling.BICUBIC)
-        square.paste(small, ((size_px - wide) // 2, (size_px - high) // 2))
+        return np.asarray(image.resize((size_px, size_px), resample, box=box))
+    if pixels.fit == "pad":
+        ratio = max(width, height) / size_px
+        wide, high = max(1, round(width / ratio)), max(1, round(height / ratio))
+        square = Image.new("RGB", (size_px, size_px), (pixels.fill,) * 3)
+        square.paste(image.resize((wide, high), resample), ((size_px - wide) // 2, (size_px - high) // 2))
         return np.asarray(square)
-    raise DataError(f"fit is {fit!r}; choose 'crop' or 'pad'")
+    if pixels.fit == "squash":
+        return np.asarray(image.resize((size_px, size_px), resample))
+    raise DataError(f"fit is {pixels.fit!r}; choose 'crop', 'pad' or 'squash'")
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:

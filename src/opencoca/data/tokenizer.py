@@ -44,15 +44,16 @@ class SpecialIds(NamedTuple):
 class Tokenizer:
     """Token ids of captions and captions of token ids; made by `train_tokenizer` or `Tokenizer.load`.
 
-    It encodes text by text, without the library's threads, so a forked or spawned loader worker may use it; it pickles.
+    It encodes text by text, without the library's threads, so a forked or spawned loader worker may use it, and several
+    threads may share it; it pickles. CLIP's kind is `clip_tokenizer.ClipTokenizer`.
     """
 
-    special = SpecialIds()
+    special: SpecialIds = SpecialIds()
 
     def __init__(self, backend: Backend, text: str):
         """Internal: `text` is the JSON that `backend` was parsed from; use `from_json`, which checks it."""
         self._backend = backend
-        self._json = text
+        self._source = text
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=False)
         self.fingerprint: str = hashlib.sha256(text.encode("utf-8")).hexdigest()
 
@@ -61,7 +62,7 @@ class Tokenizer:
 
         Raises: DataError for a string that has no UTF-8 form (a lone surrogate).
         """
-        ids: list[int] = self._backend.encode(_checked(text), add_special_tokens=False).ids
+        ids = self._ids(_checked(text))
         return ids if max_tokens is None else ids[: max(max_tokens, 0)]
 
     def encode_batch(self, texts: Sequence[str], context_length: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,25 +103,34 @@ class Tokenizer:
                 )
             if token == self.special.end:
                 break
-            if token not in self.special:
-                kept.append(int(token))
-        return self._backend.decode(kept, skip_special_tokens=False)
+            kept.append(int(token))
+        return self._text(kept)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def _text(self, ids: list[int]) -> str:
+        return self._backend.decode([token for token in ids if token not in self.special], skip_special_tokens=False)
 
     def to_json(self) -> str:
         """The whole tokenizer as one line of JSON, which the `tokenizers` library reads as well."""
-        return self._json
+        return self._source
 
     @classmethod
     def from_json(cls, text: str, name: str = FILE_NAME) -> "Tokenizer":
-        """The tokenizer that `to_json` wrote; `name` is what an error calls it.
+        """The tokenizer, of whichever kind, that `to_json` wrote; `name` is what an error calls it.
 
-        Raises: CheckpointError if it is damaged, or made by another program.
+        Raises: CheckpointError if it is damaged, or made by another program (unless it is CLIP's).
         """
+        from opencoca.data.clip_tokenizer import is_clip, parsed  # that module builds on this one
+
         repair = "restore it from the model's origin, or train the model again"
         try:
-            json.loads(text)
+            content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{name} is damaged: no valid JSON ({error}); {repair}") from error
+        if is_clip(content):
+            return parsed(content, name)
         try:
             backend = Backend.from_str(text)
         except Exception as error:  # the library raises bare Exception for whatever it can't read
@@ -128,18 +138,18 @@ class Tokenizer:
         difference = _difference(backend)
         if difference:
             raise CheckpointError(f"{name} is not an OpenCoCa tokenizer: {difference}; {repair}")
-        return cls(backend, text)
+        return Tokenizer(backend, text)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the tokenizer to a file, or as `tokenizer.json` into an existing folder, and return the file's path.
 
         The file appears whole or not at all.
         """
-        target = _file(path)
+        target, text = _file(path), self.to_json()
         part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             with open(part, "w", encoding="utf-8", newline="") as file:
-                file.write(self._json)
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, target)
@@ -173,10 +183,10 @@ class Tokenizer:
         return cls.from_json(text, str(file))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer.from_json, (self._json,)
+        return Tokenizer.from_json, (self._source,)
 
     def __repr__(self) -> str:
-        return f"Tokenizer(vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
+        return f"{type(self).__name__}(vocab_size={self.vocab_size}, fingerprint={self.fingerprint[:12]!r})"
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int, kind: Literal["unigram", "bpe"] = "unigram") -> Tokenizer:

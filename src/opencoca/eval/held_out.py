@@ -44,11 +44,11 @@ def load_held_out(folder: str | Path, split: str, image_size_px: int, pixels: Pi
     return HeldOut(
         split,
         tuple(sample.key for sample in samples),
-        np.stack([_square(sample, image_size_px, pixels.fit) for sample in samples]),
+        np.stack([_square(sample, image_size_px, pixels) for sample in samples]),
         tuple(sample.caption for sample in samples),
         tuple(sample.attributes for sample in samples),
     )
 
 
-def _square(sample: Sample, size_px: int, fit: str) -> np.ndarray:
-    return to_square(open_picture(sample.picture, name=f"the picture of {sample.key}"), size_px, fit)
+def _square(sample: Sample, size_px: int, pixels: PixelConfig) -> np.ndarray:
+    return to_square(open_picture(sample.picture, name=f"the picture of {sample.key}"), size_px, pixels)
