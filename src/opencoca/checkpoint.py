@@ -4,12 +4,15 @@
     training.safetensors   optimizer moments and raw weights (checkpoints only)
     config.json            the resolved configuration
     tokenizer.json         the vocabulary
-    state.json             step, position in the data, metrics (checkpoints only)
+    state.json             step, position in the data, metrics (checkpoints; models converted from one)
+    origin.json            where a model that was not trained here came from, its licence (optional)
+    README.md              the model card (models only)
     manifest.json          format version, size and sha256 of every other file; written last
 
 A folder is written under a temporary name, flushed to disk, and renamed: it is there whole or not at all. While a
 folder is replaced, its older version stands beside it as `.retired-NAME` until the new one has its name. Nothing is
-ever unpickled. A run folder holds `checkpoints/step-00000200/` and `checkpoints/latest`, which names one.
+ever unpickled. Version 1 had neither origin nor card, and fewer fields in its configuration, whose defaults mean what
+it meant. A run folder holds `checkpoints/step-00000200/` and `checkpoints/latest`, which names one.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,20 +36,28 @@ from opencoca.config import Config
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import CheckpointError, ConfigError
 from opencoca.model.coca import CoCa
+from opencoca.model_card import Origin, model_card
+from opencoca.weights import check
 
-FORMAT, VERSION = "opencoca-model", 1
-MODEL, TRAINING, CONFIG, TOKENIZER, STATE, MANIFEST = (
+FORMAT, VERSION = "opencoca-model", 2
+MODEL, TRAINING, CONFIG, TOKENIZER, STATE, ORIGIN, CARD, MANIFEST = (
     "model.safetensors",
     "training.safetensors",
     "config.json",
     "tokenizer.json",
     "state.json",
+    "origin.json",
+    "README.md",
     "manifest.json",
 )
+ALWAYS_DIGESTED_BYTES = 32 * 2**20  # up to here sha256 costs less than 0.1 s
 
 
 class Checkpoint(NamedTuple):
-    """A verified folder's contents; training and state are None in a folder that holds only a model."""
+    """A checked folder's contents; `training` is there if it was asked for, state and origin if the folder has them.
+
+    digest: sha256 of the weights file, as the manifest has it.
+    """
 
     folder: Path
     config: Config
@@ -54,6 +65,8 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensor]
     training: dict[str, Tensor] | None
     state: dict[str, Any] | None
+    origin: Origin | None
+    digest: str
 
 
 def save(
@@ -63,8 +76,12 @@ def save(
     weights: Mapping[str, Tensor],
     training: Mapping[str, Tensor] | None = None,
     state: Mapping[str, Any] | None = None,
+    origin: Origin | None = None,
+    card: str | None = None,
 ) -> None:
     """Writes `folder` whole or not at all; an older folder of that name is replaced.
+
+    A model without `training` gets a card: the one given, or one made of what is known.
 
     Raises: CheckpointError where it can't be written; what stood there still does.
     """
@@ -72,13 +89,22 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        save_file(_savable(weights), partial / MODEL)
+        savable = _savable(weights)
+        save_file(savable, partial / MODEL)
         (partial / CONFIG).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         tokenizer.save(partial / TOKENIZER)
         if training is not None:
             save_file(_savable(training), partial / TRAINING)
         if state is not None:
             (partial / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        if origin is not None:
+            (partial / ORIGIN).write_text(origin.to_json())
+        if training is None:
+            made = card or model_card(config, folder.name, parameters_by_part(savable), origin, state)
+            (partial / CARD).write_text(made, encoding="utf-8")
+        mode = (partial / CONFIG).stat().st_mode
+        for path in partial.glob("*.safetensors"):  # safetensors lets nobody else read its files
+            path.chmod(mode)
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(partial.iterdir())
         }
@@ -104,15 +130,16 @@ def save(
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def load(folder: Path, training: bool = False) -> Checkpoint:
-    """Reads and verifies a model folder, or a run folder's latest checkpoint.
+def load(folder: Path, training: bool = False, digests: bool = False) -> Checkpoint:
+    """Reads and checks a model folder, or a run folder's latest checkpoint.
 
-    With `training`, optimizer and state are read too.
+    Weights are mapped from the file, not read. With `training`, optimizer and state are needed and read too, and every
+    file's digest is verified; else those of files above `ALWAYS_DIGESTED_BYTES` only with `digests`.
 
     Raises: CheckpointError naming the file and the repair where something is missing, foreign or damaged.
     """
     folder = resolve(folder)
-    files = verify(folder)
+    files = verify(folder, None if training or digests else ALWAYS_DIGESTED_BYTES)
     for name in (MODEL, CONFIG, TOKENIZER):
         if name not in files:
             raise CheckpointError(f"{folder} has no {name}; copy the folder again, whole")
@@ -121,9 +148,10 @@ def load(folder: Path, training: bool = False) -> Checkpoint:
             raise CheckpointError(f"{folder} has no {name}; it can be used for inference but not resumed from")
     try:
         config = Config.from_dict(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        state = json.loads((folder / STATE).read_text(encoding="utf-8")) if training else None
-        if training and not isinstance(state, dict):
+        state = json.loads((folder / STATE).read_text(encoding="utf-8")) if STATE in files else None
+        if STATE in files and not isinstance(state, dict):
             raise ValueError(f"{STATE} holds no object")
+        text = (folder / ORIGIN).read_text(encoding="utf-8") if ORIGIN in files else None
         return Checkpoint(
             folder,
             config,
@@ -131,6 +159,8 @@ def load(folder: Path, training: bool = False) -> Checkpoint:
             load_file(folder / MODEL),
             load_file(folder / TRAINING) if training else None,
             state,
+            Origin.from_json(text, folder / ORIGIN) if text is not None else None,
+            str(files[MODEL]["sha256"]),
         )
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG}: {error}") from error
@@ -138,8 +168,10 @@ def load(folder: Path, training: bool = False) -> Checkpoint:
         raise CheckpointError(f"{folder} can't be read ({error}); restore it from a copy or train again") from error
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, digest_up_to: int | None = None) -> dict[str, Any]:
     """The manifest's file table, after checking every file's size and digest against it.
+
+    `digest_up_to`: of larger files (in bytes) only the size is checked; None takes every file's digest.
 
     Raises: CheckpointError naming the file that is missing or differs.
     """
@@ -170,7 +202,8 @@ def verify(folder: Path) -> dict[str, Any]:
             )
         if not path.is_file():
             raise CheckpointError(f"{folder} lacks {name}; copy the folder again, whole")
-        if path.stat().st_size != size or file_digest(path) != digest:
+        digested = digest_up_to is None or size <= digest_up_to
+        if path.stat().st_size != size or (digested and file_digest(path) != digest):
             raise CheckpointError(
                 f"{path} isn't the file that was saved (size or sha256 differs from {MANIFEST}): it is damaged or "
                 "comes from another model; restore it from a copy"
@@ -183,7 +216,7 @@ def resolve(folder: Path) -> Path:
 
     Raises: CheckpointError where it is neither.
     """
-    folder = _standing(folder)
+    folder = standing(folder)
     if (folder / MANIFEST).is_file():
         return folder
     latest = latest_checkpoint(folder)
@@ -201,23 +234,20 @@ def load_weights(model: CoCa, weights: Mapping[str, Tensor], source: object) -> 
 
     Raises: CheckpointError that lists what differs.
     """
+    check(model, weights, source)
     own = model.state_dict()
-    missing, foreign = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
-    if model.config.text.tie_output:
-        missing = [name for name in missing if name != "head.weight"]
-    differing = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in sorted(set(own) & set(weights))
-        if weights[name].shape != own[name].shape or weights[name].is_floating_point() != own[name].is_floating_point()
-    ]
-    if missing or foreign or differing:
-        raise CheckpointError(
-            f"{source} doesn't fit its configuration: {_count('missing', missing)}, {_count('foreign', foreign)}, "
-            f"{_count('of another shape', differing)}; restore the file that was saved with it"
-        )
     with torch.no_grad():
         for name, tensor in weights.items():
             own[name].copy_(tensor)
+
+
+def parameters_by_part(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many numbers each part of the model holds; a tied head counts where its weights are."""
+    parts: dict[str, int] = {}
+    for name, tensor in weights.items():
+        part = name.partition(".")[0]
+        parts[part] = parts.get(part, 0) + tensor.numel()
+    return parts
 
 
 # --- run folders ------------------------------------------------------------------------------------------------
@@ -237,7 +267,7 @@ def latest_checkpoint(run: Path) -> Path | None:
     if not pointer.is_file():
         return None
     name = pointer.read_text(encoding="utf-8", errors="replace").strip()
-    folder = _standing(pointer.parent / name) if re.fullmatch(r"step-\d{1,20}", name) else None
+    folder = standing(pointer.parent / name) if re.fullmatch(r"step-\d{1,20}", name) else None
     if folder is None or not folder.is_dir():
         raise CheckpointError(
             f"{pointer} names {name[:40]!r}, which isn't there; write the name of another checkpoint into it"
@@ -245,7 +275,7 @@ def latest_checkpoint(run: Path) -> Path | None:
     return folder
 
 
-def _standing(folder: Path) -> Path:
+def standing(folder: Path) -> Path:
     """`folder`, or its older version where a kill came while `save` replaced it."""
     return _retired(folder) if not folder.exists() and _retired(folder).is_dir() else folder
 
@@ -305,9 +335,3 @@ def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(tensor.data_ptr())
         kept[name] = tensor.detach().to("cpu").contiguous()
     return kept
-
-
-def _count(what: str, names: Iterable[str]) -> str:
-    names = list(names)
-    shown = f" ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})" if names else ""
-    return f"{len(names)} {what}{shown}"

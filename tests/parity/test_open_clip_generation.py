@@ -84,7 +84,5 @@ def test_scores_are_open_clips_logits() -> None:
     text = cases()["input.text"]
     ids = [[token for token in row if token != SPECIAL.pad] for row in text.tolist()]
     log_p = cases()["expect.caption_logits"].double().log_softmax(dim=-1)
-    expected = [
-        sum(log_p[row, t, token].item() for t, token in enumerate(one[1:])) for row, one in enumerate(ids)
-    ]
+    expected = [sum(log_p[row, t, token].item() for t, token in enumerate(one[1:])) for row, one in enumerate(ids)]
     assert score(model(), tokens(), ids, SPECIAL) == pytest.approx(expected, abs=1e-4)  # worst 4e-6

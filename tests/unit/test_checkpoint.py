@@ -15,12 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support import tiny_tokenizer
+from tests.support import drawing, tiny_tokenizer
 
+import opencoca
 from opencoca import checkpoint, recipes
-from opencoca.checkpoint import CONFIG, MANIFEST, MODEL, STATE, TOKENIZER, TRAINING
+from opencoca.checkpoint import CARD, CONFIG, MANIFEST, MODEL, ORIGIN, STATE, TOKENIZER, TRAINING
 from opencoca.errors import CheckpointError
 from opencoca.model.init import build
+from opencoca.model_card import Origin
 from opencoca.train.state import fresh_state, load_state, save_state
 
 FILES = [MODEL, TRAINING, CONFIG, TOKENIZER, STATE]
@@ -250,7 +252,7 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch, name):
 def test_a_newer_format_says_upgrade(tmp_path):
     folder = write(tmp_path / "c")
     seal(folder, version=checkpoint.VERSION + 1)
-    refused(folder, "version 2", "upgrade")
+    refused(folder, "version 3", "upgrade")
     seal(folder, version=7, files=["a list, as some later version might have it"])
     refused(folder, "version 7", "upgrade")
 
@@ -538,3 +540,57 @@ def test_write_atomically_replaces_whole_files(tmp_path):
     checkpoint.write_atomically(path, "old \u00e9")
     checkpoint.write_atomically(path, "new")
     assert path.read_text() == "new" and os.listdir(path.parent) == ["file.json"]
+
+
+# --- versions, origin, card -------------------------------------------------------------------------------------
+
+VERSION_1 = Path(__file__).parent.parent / "data" / "model_v1"  # a checkpoint written by the last code of version 1
+
+
+def test_a_folder_of_version_1_gives_what_it_gave():
+    expected = json.loads(VERSION_1.with_name("model_v1_expected.json").read_text())
+    coca = opencoca.load(VERSION_1, device="cpu")
+    found = coca.embed_images([drawing("red", "circle")])[0], coca.embed_texts(["red circle on the left"])[0]
+    for embed, values in zip(found, (expected["image"], expected["text"]), strict=True):
+        assert (embed - torch.tensor(values)).abs().max() < 1e-6  # measured: 0 on the machine that wrote it
+
+
+def test_a_run_of_version_1_goes_on(tmp_path):
+    shutil.copytree(VERSION_1, tmp_path / "c")
+    saved = checkpoint.load(tmp_path / "c", training=True)
+    assert json.loads((tmp_path / "c" / MANIFEST).read_text())["version"] == 1
+    state = load_state(tmp_path / "c", saved.config, saved.tokenizer, torch.device("cpu"))
+    assert (state.step, state.position, state.metrics) == (2, 17, {"val/loss": 0.5})
+    save_state(tmp_path / "c", state, saved.config, saved.tokenizer)
+    assert json.loads((tmp_path / "c" / MANIFEST).read_text())["version"] == checkpoint.VERSION == 2
+    again = checkpoint.load(tmp_path / "c", training=True)
+    assert again.config == saved.config and again.digest == saved.digest
+
+
+def test_the_origin_travels_with_the_model(tmp_path):
+    origin = Origin("hf:some/coca", "abc", "mit", "00")
+    checkpoint.save(tmp_path / "m", CONFIGURATION, VOCABULARY, {"a": torch.ones(2)}, origin=origin)
+    assert checkpoint.load(tmp_path / "m").origin == origin
+    assert checkpoint.load(write(tmp_path / "c")).origin is None
+    (tmp_path / "m" / ORIGIN).write_text("[]")
+    seal(tmp_path / "m")
+    with pytest.raises(CheckpointError, match=ORIGIN):
+        checkpoint.load(tmp_path / "m")
+
+
+def test_models_have_a_card_and_training_checkpoints_none(tmp_path):
+    weights = {"encoder.a": torch.ones(1234), "head.weight": torch.ones(2, 3)}
+    checkpoint.save(tmp_path / "m", CONFIGURATION, VOCABULARY, weights)
+    assert "| image encoder | 1,234 |" in (tmp_path / "m" / CARD).read_text()
+    assert CARD in checkpoint.verify(tmp_path / "m")
+    checkpoint.save(tmp_path / "m", CONFIGURATION, VOCABULARY, weights, card="# Mine \u00e9\n")
+    assert (tmp_path / "m" / CARD).read_text(encoding="utf-8") == "# Mine \u00e9\n"
+    (tmp_path / "m" / CARD).write_text("# Yours\n")
+    with pytest.raises(CheckpointError, match=CARD):
+        checkpoint.load(tmp_path / "m")
+    assert not (write(tmp_path / "c") / CARD).exists()
+
+
+def test_whoever_may_read_the_configuration_may_read_the_weights(tmp_path):
+    folder = write(tmp_path / "c")
+    assert len({(folder / name).stat().st_mode for name in (CONFIG, MODEL, TRAINING)}) == 1

@@ -13,8 +13,10 @@ from rich.console import Console
 from tests import tiny
 
 from opencoca import checkpoint
-from opencoca.cli import output, pictures
+from opencoca.cli import output, pictures, progress
+from opencoca.cli.forms import JsonList, stdout_is_utf8
 from opencoca.cli.main import main
+from opencoca.cli.options import OutputOptions
 from opencoca.errors import DataError
 from opencoca.infer.predictor import Predictor
 from opencoca.infer.stream import encoded
@@ -138,7 +140,7 @@ def test_the_stream_reads_no_more_than_a_batch_ahead_and_gives_what_the_predicto
     bad: list[Path] = []
     stream = encoded(predictor, (taken.append(path) or path for path in paths), lambda path, error: bad.append(path))
     batches = [next(stream)]
-    assert taken == paths[:3]
+    assert taken == paths[:5]
     batches += stream
     assert [batch for batch, _ in batches] == [[paths[0], paths[2]], paths[3:5], paths[5:]]
     assert bad == [paths[1]]
@@ -307,7 +309,7 @@ def found(*paths: str) -> pictures.Found:
 def test_a_terminal_gets_one_aligned_table_over_several_batches():
     console = Console(file=io.StringIO(), force_terminal=True, width=40, no_color=True, legacy_windows=False)
     columns = [output.Column("picture", width=8), output.Column("caption")]
-    with output.Output(found("a.png", "long.png"), columns, False, console) as out:
+    with output.Output(found("a.png", "long.png"), columns, OutputOptions(), console=console) as out:
         out.rows([output.Row(("a.png", "red circle"), {})])
         out.rows([output.Row(("long.png", "[bold]blue[/bold] \x1b[31m" + "x" * 30), {})])
     assert isinstance(console.file, io.StringIO)
@@ -332,7 +334,10 @@ def test_a_pipe_gets_neither_colours_nor_control_characters(folder, model, capsy
 def test_json_survives_a_narrow_output(monkeypatch, encoding, held):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace"))
-    print(output.json_list([{"caption": "é 火"}]), flush=True)
+    form = JsonList()
+    form.ascii = not stdout_is_utf8()
+    row = output.Row((), {"caption": "é 火"})
+    print(form.opening + form.piece(row, first=True) + form.closing(empty=False), flush=True)
     text = raw.getvalue().decode(encoding)
     assert held in text
     assert json.loads(text) == [{"caption": "é 火"}]
@@ -347,8 +352,8 @@ class Terminal(io.StringIO):
 def test_progress_shows_on_a_terminal_once_the_work_takes_a_while(monkeypatch, terminal, patience_s, shown):
     monkeypatch.setattr(sys, "stderr", Terminal() if terminal else io.StringIO())
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    monkeypatch.setattr(output, "PATIENCE_S", patience_s)
-    with output.Output(found("a.png", "b.png"), [output.Column("picture")], False) as out:
+    monkeypatch.setattr(progress, "PATIENCE_S", patience_s)
+    with output.Output(found("a.png", "b.png"), [output.Column("picture")], OutputOptions()) as out:
         out.done(1)
         out.rows([output.Row(("a.png",), {})])
         out.skip(Path("b.png"), DataError("b.png is empty"))

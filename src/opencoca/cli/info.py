@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
@@ -11,38 +11,37 @@ from tyro.conf import Positional, arg
 from opencoca.cli.main import DONE, Flag
 
 if TYPE_CHECKING:
-    from opencoca.checkpoint import Checkpoint
+    from opencoca.loading import Opened
 
 
 @dataclass(frozen=True)
 class Args:
-    """Show what a model is: recipe, sizes, training, results.
+    """Show what a model is: sizes, training, results, where it came from.
 
-    Every file of the model is checked against its digest first.
+    Parameters, operations (FLOPs) per picture and per caption token, resolution, vocabulary, context, how it writes
+    captions unless it is told otherwise, source and licence. `coca models verify` checks the digests of large files.
 
     Examples:
       coca info
       coca info runs/quickstart
+      coca info hf:laion/CoCa-ViT-B-32-laion2B-s13B-b90k
       coca info runs/quickstart --json > model.json
     """
 
     model: Annotated[str | None, Positional, arg(metavar="[MODEL]", help_behavior_hint="(default: the newest one)")] = (
         None
     )
-    """A run or model folder."""
+    """A run or model folder, hf:org/name, a weights file, or the name of a pulled model."""
     json: Flag = False
     """Print one JSON object, with whole numbers."""
 
 
 def run(args: Args) -> int:
-    """Reads the model folder without building the model."""
-    from pathlib import Path
+    """Opens the model, whose weights stay in their file."""
+    from opencoca.cli.forms import json_text
+    from opencoca.loading import open_model
 
-    from opencoca import checkpoint
-    from opencoca.cli.output import json_text
-    from opencoca.loading import newest_run
-
-    facts = describe(checkpoint.load(Path(args.model) if args.model is not None else newest_run()))
+    facts = describe(open_model(args.model))
     if args.json:
         print(json_text(facts, indent=2))
     else:
@@ -50,43 +49,36 @@ def run(args: Args) -> int:
     return DONE
 
 
-def describe(saved: Checkpoint) -> dict[str, Any]:
-    """What is known of a saved model, ready for JSON.
-
-    Raises: CheckpointError where its weights don't fit its configuration.
-    """
-    import json
-
-    import torch
-
-    from opencoca.checkpoint import MANIFEST, MODEL, STATE, load_weights
-    from opencoca.model.coca import CoCa
+def describe(opened: Opened) -> dict[str, Any]:
+    """What is known of a model, ready for JSON."""
+    from opencoca.checkpoint import parameters_by_part
     from opencoca.model.flops import forward_flops
 
-    config = saved.config
-    with torch.device("meta"):
-        model = CoCa(config.model)
-    load_weights(model, saved.weights, saved.folder / MODEL)  # only compares: nothing is copied to "meta"
-    parameters = {part: sum(p.numel() for p in module.parameters()) for part, module in model.named_children()}
-    parameters["log_scale"] = model.log_scale.numel()
-    if config.model.text.tie_output:  # the head is the token embedding, which the unimodal half counts
-        parameters["head"] = 0
-    flops = forward_flops(config.model, 1, config.model.text.context_length)
-    manifest = json.loads((saved.folder / MANIFEST).read_text())
-    state_file = saved.folder / STATE
-    state = json.loads(state_file.read_text()) if STATE in manifest["files"] else {}
+    config, origin, state = opened.config, opened.origin, opened.state or {}
     vision, text = config.model.vision, config.model.text
+    parameters = parameters_by_part(dict(opened.model.named_parameters()))
+    if text.tie_output:  # the head is the token embedding, which the unimodal half counts
+        parameters["head"] = 0
+    flops = forward_flops(config.model, 1, text.context_length)
+    # One token more, where causal attention that is counted in full grows by as many keys as the context has.
+    longer, shorter = (forward_flops(config.model, 1, text.context_length // 2 + more) for more in (1, 0))
     return {
         "recipe": config.recipe,
-        "folder": str(saved.folder.resolve()),
-        "sha256": manifest["files"][MODEL]["sha256"],
+        "folder": str(opened.path.resolve()),
+        "source": origin.source if origin else f"trained with the recipe {config.recipe}",
+        "revision": origin.revision if origin else None,
+        "licence": origin.licence if origin else None,
+        "sha256": opened.sha256,
         "parameters": {**parameters, "total": sum(parameters.values())},
+        "flops_per_image": flops.encoder + flops.generative_pooler + flops.contrastive_pooler,
+        "flops_per_caption_token": longer.total - shorter.total,
         "forward_flops": {**flops._asdict(), "total": flops.total},
         "image_size_px": vision.image_size_px,
         "patch_size_px": vision.patch_size_px,
         "vocabulary": text.vocab_size,
         "context_length": text.context_length,
         "embed_dim": config.model.embed_dim,
+        "generation": asdict(config.generation),
         "trained_steps": state.get("step"),
         "planned_steps": config.optim.steps,
         "metrics": state.get("metrics", {}),
@@ -101,7 +93,7 @@ def _print(facts: Mapping[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from opencoca.cli.output import shown
+    from opencoca.cli.forms import shown
 
     rows = _flat(facts)
     if not sys.stdout.isatty():

@@ -75,9 +75,15 @@ COMMANDS: dict[str, Command] = {
     "train": Command("opencoca.cli.train", "Train a model from a recipe, or resume a run"),
     "caption": Command("opencoca.cli.caption", "Describe pictures in words"),
     "classify": Command("opencoca.cli.classify", "Choose among labels that you name, without training"),
+    "embed": Command("opencoca.cli.embed", "Turn pictures or texts into vectors that can be compared"),
+    "ask": Command("opencoca.cli.ask", "Ask a question about pictures"),
     "search": Command("opencoca.cli.search", "Find the pictures of a folder that fit a sentence"),
     "eval": Command("opencoca.cli.eval", "Measure a model: zero-shot, retrieval and captions"),
-    "info": Command("opencoca.cli.info", "Show what a model is: recipe, sizes, training, results"),
+    "doctor": Command("opencoca.cli.doctor", "Show what is installed, what is missing, and how fast this machine is"),
+    "info": Command("opencoca.cli.info", "Show what a model is: sizes, training, results, where it came from"),
+    "models": Command("opencoca.cli.models", "List, pull and remove models that are known by name"),
+    "convert": Command("opencoca.cli.convert", "Write a model as a folder of our format or of OpenCLIP's"),
+    "export": Command("opencoca.cli.export", "Write a model as ONNX, for programs that have no torch"),
 }
 
 EXAMPLES = """\

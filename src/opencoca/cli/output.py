@@ -1,31 +1,39 @@
-"""What a command over pictures prints: rows, skipped pictures and progress, each where it belongs.
+"""What a command over pictures prints and writes: rows, skipped pictures and progress, each where it belongs.
 
-Rows go to standard output: a table on a terminal, tab-separated lines in a pipe, or one JSON list. The rest goes to
-standard error, progress only on a terminal and only where the work takes longer than `PATIENCE_S`.
+Rows go to standard output: a table on a terminal, tab-separated lines in a pipe, or the form that was asked for; or
+into the file of --output (see `journal`). With --write the words go beside each picture, too (see `sidecar`). The rest
+goes to standard error.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import io
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from opencoca.cli import forms
+from opencoca.cli.forms import Row, json_text, shown
+from opencoca.cli.journal import Journal
 from opencoca.cli.main import DONE, SKIPPED
+from opencoca.cli.options import FileOptions, OutputOptions, Printing
 from opencoca.cli.pictures import Found, Skipped
+from opencoca.cli.progress import PictureProgress
+from opencoca.cli.sidecar import Sidecars
+from opencoca.cli.xmp import Field
 from opencoca.errors import DataError
 
-PATIENCE_S = 2.0
+__all__ = ["Column", "Output", "Row", "json_text", "shown", "width_of"]
+
+
+Item = TypeVar("Item", Path, str)
 
 
 class Column(NamedTuple):
@@ -37,32 +45,97 @@ class Column(NamedTuple):
     width: int | None = None
 
 
-class Row(NamedTuple):
-    """One result: its cells in text, and its object in JSON."""
+class Sink(Protocol):
+    """A file that rows go into, and that a rerun goes on with."""
 
-    cells: Sequence[str]
-    record: Mapping[str, Any]
+    file: Path
+
+    def left(self, names: Sequence[str]) -> list[bool]:
+        """True for each name whose row is not there yet."""
+        ...
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Takes more rows."""
+        ...
+
+    def finish(self) -> None:
+        """All rows have come."""
+        ...
+
+    def close(self) -> None:
+        """No more rows will come, all or not."""
+        ...
 
 
 class Output:
-    """The printed side of one command over the pictures `found`."""
+    """The results of one command over the pictures `found`.
 
-    def __init__(self, found: Found, columns: Sequence[Column], as_json: bool, console: Console | None = None) -> None:
-        self._columns, self._as_json = columns, as_json
-        self._console = console or Console()
-        self._progress = _Progress(len(found.paths))
-        self._records: list[Mapping[str, Any]] = []
+    `todo` are the pictures that are left to do: those without a row in the file of --output, or without words beside
+    them where --write was given; `texts` are the texts that are left.
+    """
+
+    def __init__(
+        self,
+        found: Found,
+        columns: Sequence[Column],
+        options: Printing,
+        header: Sequence[str] = (),
+        about: Callable[[], Mapping[str, Any]] | None = None,
+        field: Field = "description",
+        labels: Sequence[str] = (),
+        sink: Sink | None = None,
+        texts: Sequence[str] = (),
+        console: Console | None = None,
+    ) -> None:
+        """`header` names the values of a CSV row, `about` tells what made its rows (see `Journal`), `sink` is a file
+        of another kind; for field and labels see `Sidecars`.
+
+        Raises: DataError where the file of --output can't be gone on with.
+        """
+        self._columns, self._console = columns, console or Console()
         self._held: list[Skipped] = []
         self._done = self._skipped = 0
-        self._titled = False
-        for skipped in found.skipped:
+        self._titled = self._printed = False
+        self._sink, self._sidecars = sink, None
+        self.todo, self.texts, cannot = found.paths, list(texts), []
+        if isinstance(options, FileOptions) and options.output and about and not sink:
+            self._sink = Journal(options.output, forms.named(options.file_form, header), about(), options.overwrite)
+        if self._sink:
+            self.todo = _left(self._sink, found.paths)
+            self.texts = _left(self._sink, self.texts)
+        elif isinstance(options, OutputOptions) and options.write:
+            self._sidecars = Sidecars(options.write, field, labels, options.overwrite)
+            self.todo, cannot = self._sidecars.left(found.paths)
+        self._there = len(found.paths) - len(self.todo) - len(cannot) + len(texts) - len(self.texts)
+        self._table_shown = options.form is None and self._console.is_terminal
+        self._form = forms.named(options.form or "tsv", header)
+        self._form.ascii = not forms.stdout_is_utf8()
+        if options.csv and isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(newline="")  # its lines end in CR LF everywhere: Windows would add another CR
+        self._progress = PictureProgress(len(self.todo))
+        for skipped in (*found.skipped, *cannot):
             self._skip(skipped)
+        self._beforehand = self._skipped
 
     def __enter__(self) -> Output:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.close()
+        if self._printed:
+            print(self._form.closing(empty=False), end="")
+            self._printed = False
+        if self._sink:
+            self._sink.close()
+        if kind is not KeyboardInterrupt:
+            return
+        for skipped in self._held:
+            self._show(skipped)
+        if self._sink or self._sidecars:
+            where = self._sink.file if self._sink else "files beside the pictures"
+            print(f"{self._done} done, kept in {where}; the same command does the rest", file=sys.stderr)
 
     def skip(self, path: Path, error: DataError) -> None:
         """Names a picture that can't be read."""
@@ -75,20 +148,17 @@ class Output:
             for skipped in self._held:
                 self._show(skipped)
         self._held = []
-        self._progress.move(self._done + self._skipped)
+        self._progress.move(self._done + self._skipped - self._beforehand)
 
     def rows(self, rows: Sequence[Row]) -> None:
-        """Prints results now, or keeps them for one JSON list."""
-        if self._as_json:
-            self._records += [row.record for row in rows]
-            return
-        with self._progress.hidden():
-            if self._console.is_terminal:
-                self._console.print(self._table(rows))
-            else:
-                for row in rows:
-                    print("\t".join(map(shown, row.cells)))
-            sys.stdout.flush()
+        """Prints results, or writes them into the file; and the words of each beside its picture."""
+        if self._sidecars:
+            rows = [row for row in rows if self._written(self._sidecars, row)]
+        if self._sink:
+            self._sink.add(rows)
+        elif rows:
+            with self._progress.hidden():
+                self._print(rows)
 
     def finish(self) -> int:
         """The exit code, after what remains to be said.
@@ -96,14 +166,40 @@ class Output:
         Raises: DataError where not one picture could be read.
         """
         self._progress.close()
-        if not self._done and self._held:
+        if not self._done and not self._there and self._held:
             lead = f"none of {len(self._held)} could be read; the first: " if len(self._held) > 1 else ""
             raise DataError(f"{lead}{self._held[0].path} {self._held[0].what}")
-        if self._as_json:
-            print(json_list(self._records))
-        if self._skipped:
-            print(f"{self._done} done, {self._skipped} skipped", file=sys.stderr)
+        for skipped in self._held:
+            self._show(skipped)
+        if self._sink:
+            self._sink.finish()
+        elif not self._printed and not self._table_shown:
+            print(self._form.opening + self._form.closing(empty=True), end="")
+        if self._skipped or self._there or self._sink or self._sidecars:
+            counts = [(self._done, "done"), (self._there, "there already"), (self._skipped, "skipped")]
+            said = ", ".join(f"{count} {what}" for count, what in counts if count or what == "done")
+            print(said, file=sys.stderr)
         return SKIPPED if self._skipped else DONE
+
+    def _print(self, rows: Sequence[Row]) -> None:
+        if self._table_shown:
+            self._console.print(self._table(rows))
+            return
+        text = "" if self._printed else self._form.opening
+        for row in rows:
+            text += self._form.piece(row, first=not self._printed)
+            self._printed = True
+        print(text, end="", flush=True)
+
+    def _written(self, sidecars: Sidecars, row: Row) -> bool:
+        path = Path(row.record["path"])
+        try:
+            sidecars.write(path, row.words)
+        except DataError as error:
+            self._done -= 1
+            self.skip(path, error)
+            return False
+        return True
 
     def _skip(self, skipped: Skipped) -> None:
         self._skipped += 1
@@ -127,64 +223,10 @@ class Output:
         return table
 
 
+def _left(sink: Sink, items: Sequence[Item]) -> list[Item]:
+    return [item for item, left in zip(items, sink.left([str(item) for item in items]), strict=True) if left]
+
+
 def width_of(texts: Sequence[object]) -> int:
     """How many terminal cells the widest text takes."""
     return max((cell_len(shown(text)) for text in texts), default=0)
-
-
-def shown(text: object) -> str:
-    """A text on one line: control characters, which file names may hold, are written as escapes."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: ascii(found[0])[1:-1], str(text))
-
-
-def json_list(records: Sequence[Mapping[str, Any]]) -> str:
-    """A JSON list with one object a line, in characters that standard output can show."""
-    lines = ",\n".join(f"  {json_text(record)}" for record in records)
-    return f"[\n{lines}\n]" if records else "[]"
-
-
-def json_text(record: Mapping[str, Any], indent: int | None = None) -> str:
-    """A JSON object; letters beyond ASCII stay as they are where standard output is UTF-8."""
-    utf8 = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "") == "utf8"
-    return json.dumps(record, indent=indent, ensure_ascii=not utf8)
-
-
-class _Progress:
-    """Pictures done, their rate and the time left, on a terminal's standard error, once the work takes a while."""
-
-    def __init__(self, total: int) -> None:
-        self._total, self._began = total, time.monotonic()
-        self._live: Progress | None = None
-
-    def move(self, completed: int) -> None:
-        seconds = time.monotonic() - self._began
-        if self._live is None and seconds > PATIENCE_S and completed < self._total and sys.stderr.isatty():
-            self._live = Progress(
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total} pictures"),
-                TextColumn("{task.fields[rate]:.0f} images/s"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._task = self._live.add_task("", total=self._total, rate=0.0)
-            self._live.start()
-        if self._live is not None:
-            self._live.update(self._task, completed=completed, rate=completed / seconds)
-
-    @contextmanager
-    def hidden(self) -> Iterator[None]:
-        """Takes the bar away while something else is printed."""
-        if self._live is None:
-            yield
-            return
-        self._live.stop()
-        yield
-        self._live.start()
-
-    def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None

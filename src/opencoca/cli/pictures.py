@@ -6,13 +6,17 @@ import glob
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from opencoca.errors import DataError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
+)
+STANDARD_INPUT = Path("-")
 
 
 class Skipped(NamedTuple):
@@ -30,17 +34,19 @@ class Found(NamedTuple):
 
 
 def find(names: Sequence[Path]) -> Found:
-    """The pictures that `names` mean: files of any suffix, folders, and patterns that the shell left alone.
+    """The pictures that `names` mean: files of any suffix, folders, patterns that the shell left alone, and `-`.
 
     Names keep their order. A folder stands for the files in it and in its subfolders that have a picture's suffix,
-    in natural order (`2.png` before `10.png`); hidden files and folders are left out.
+    in natural order (`2.png` before `10.png`); hidden files and folders are left out. `-` stands for the files and
+    folders that standard input lists, one a line or with a NUL behind each; a listed file that isn't there is found
+    missing when it is read, so that it doesn't stop the others.
 
     Raises: DataError for a name that isn't there, a pattern that matches nothing, or no picture at all.
     """
     paths: dict[Path, None] = {}
     skipped: list[Skipped] = []
-    for name in _without_patterns(names):
-        if name.is_dir():
+    for name in _meant(names):
+        if is_there(name) and name.is_dir():
             paths |= dict.fromkeys(_walk(name, skipped))
         else:
             paths[name] = None
@@ -49,31 +55,52 @@ def find(names: Sequence[Path]) -> Found:
     return Found(list(paths), skipped)
 
 
+def _meant(names: Sequence[Path]) -> Iterator[Path]:
+    for name in names:
+        if name == STANDARD_INPUT:
+            yield from _listed(sys.stdin.buffer.read())
+        else:
+            yield from _without_patterns(name)
+
+
+def _listed(content: bytes) -> list[Path]:
+    """The paths of a list: with a NUL behind each, as `find -print0` writes them, else one a line."""
+    pieces = content.split(b"\0") if b"\0" in content else [line.removesuffix(b"\r") for line in content.split(b"\n")]
+    paths = [Path(os.fsdecode(piece)) for piece in pieces if piece]
+    if not paths:
+        raise DataError("standard input lists no picture; write one path a line, as in: ls *.jpg | coca caption -")
+    return paths
+
+
+def is_there(name: Path) -> bool:
+    """True for a file or folder; False for what can't be one, as a name that is too long."""
+    try:
+        return name.exists()
+    except OSError:
+        return False
+
+
 def natural(name: str) -> tuple[list[tuple[int, str]], str]:
     """A sort key by which numbers count as numbers and capitals as small letters."""
     pieces = re.split(r"([0-9]+)", name.casefold())  # text, digits, text, ..., text
     return [(int(piece), "") if index % 2 else (-1, piece) for index, piece in enumerate(pieces)], name
 
 
-def _without_patterns(names: Sequence[Path]) -> Iterator[Path]:
-    for name in names:
-        try:
-            name.stat()
-        except FileNotFoundError as error:
-            matches = glob.glob(str(name), recursive=True) if glob.has_magic(str(name)) else []
-            if not matches:
-                what = (
-                    "matches no file; check the pattern"
-                    if glob.has_magic(str(name))
-                    else "does not exist; check the path"
-                )
-                raise DataError(f"{name} {what}") from error
-            yield from map(Path, sorted(matches, key=natural))
-        except (OSError, ValueError) as error:  # ValueError: a NUL byte
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{name} can't be opened ({reason}); check the path and its permissions") from error
-        else:
-            yield name
+def _without_patterns(name: Path) -> Iterator[Path]:
+    try:
+        name.stat()
+    except FileNotFoundError as error:
+        is_pattern = glob.has_magic(str(name))
+        matches = glob.glob(str(name), recursive=True) if is_pattern else []
+        if not matches:
+            what = "matches no file; check the pattern" if is_pattern else "does not exist; check the path"
+            raise DataError(f"{name} {what}") from error
+        yield from map(Path, sorted(matches, key=natural))
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{name} can't be opened ({reason}); check the path and its permissions") from error
+    else:
+        yield name
 
 
 def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
@@ -93,7 +120,7 @@ def _walk(folder: Path, skipped: list[Skipped]) -> Iterator[Path]:
                 yield path
     skipped += unreadable
     if not found and not unreadable:
-        kinds = "JPEG, PNG, WEBP, GIF, BMP or TIFF files"
+        kinds = "JPEG, PNG, WEBP, GIF, BMP, TIFF, HEIC or AVIF files"
         skipped.append(
             Skipped(folder, f"holds no pictures ({kinds}, in subfolders too); name another folder or a file")
         )

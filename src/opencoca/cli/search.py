@@ -9,6 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from opencoca.cli.main import Flag, ModelName
+from opencoca.cli.options import Printing
 from opencoca.errors import DataError
 
 
@@ -59,7 +60,9 @@ def run(args: Args) -> int:
 
     predictor = load(args.model)
     cache = None if args.no_cache else index.cache_file(args.folder)
-    with Output(found, [Column("picture", "cyan"), Column("score", justify="right")], args.json) as output:
+    with Output(
+        found, [Column("picture", "cyan"), Column("score", justify="right")], Printing(json=args.json)
+    ) as output:
         pictures = index.build(predictor, found.paths, output.skip, output.done, cache)
         hits = pictures.search(predictor.embed_texts(query)[0], args.top)
         output.rows(

@@ -63,7 +63,7 @@ def caption_all(predictor: Predictor, features: ImageFeatures, beams: int) -> li
     captions = []
     size = predictor.batch_size
     for some in zip(features.embed.split(size), features.tokens.split(size), strict=True):
-        captions += [caption for caption, _ in predictor.caption_features(ImageFeatures(*some), beams=beams)]
+        captions += [best.text for best, *_ in predictor.caption_features(ImageFeatures(*some), beams=beams)]
     return captions
 
 

@@ -2,144 +2,219 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Unpack
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from opencoca.config import Config
-from opencoca.data.pixels import normalise, open_picture, to_square
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import ConfigError, DataError
-from opencoca.infer.generate import Generated, greedy, n_best
+from opencoca.infer import captioning, likelihood, stream, zeroshot
+from opencoca.infer.calibration import Calibration, fit
+from opencoca.infer.captioning import Caption, Described, GenerationChanges
+from opencoca.infer.probe import Probe
+from opencoca.infer.stream import OnBad, Pictures, Squares, one_each
+from opencoca.infer.zeroshot import ZeroShot, ZeroShotOptions
 from opencoca.model.coca import CoCa
 from opencoca.types import ImageFeatures
-
-MATCH_WEIGHT = 0.1  # chosen on OpenMoji's val list (docs/LOG.md)
-
-Picture = str | Path | bytes | Image.Image | np.ndarray
-Pictures = Picture | Sequence[Picture]
 
 
 class Predictor:
     """A trained CoCa with its tokenizer and preprocessing.
 
-    Pictures are paths, file contents, `PIL.Image`s or uint8 arrays [H,W,3], one or many; results have one row per
-    picture. They pass through the model `batch_size` at a time, so memory doesn't grow with their number.
+    Pictures are paths, file contents or open files, `PIL.Image`s, uint8 arrays [H,W], [H,W,1], [H,W,3], [H,W,4] or
+    uint8 tensors [C,H,W], one or many, in any iterable; results have one row per picture. At most `batch_size`
+    pictures, texts or beams pass through the model at once (by default 64, and 256 on a GPU), so memory doesn't grow
+    with their number. Several threads may use one Predictor: it keeps no state, and changes none of torch's.
     """
 
-    def __init__(self, model: CoCa, tokenizer: Tokenizer, config: Config, batch_size: int = 64) -> None:
+    def __init__(self, model: CoCa, tokenizer: Tokenizer, config: Config, batch_size: int | None = None) -> None:
         if tokenizer.vocab_size != model.config.text.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} pieces and the model {model.config.text.vocab_size}: "
                 "they belong to different models; restore tokenizer.json"
             )
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size {batch_size} must be at least 1")
-        self.model, self.tokenizer, self.config, self.batch_size = model.eval(), tokenizer, config, batch_size
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
+        self.batch_size = batch_size or (64 if self.device.type == "cpu" else 256)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.log_scale.device
 
+    @property
+    def scale(self) -> float:
+        """The trained 1/temperature of similarities."""
+        return float(self.model.log_scale.detach().float().exp())
+
+    def fingerprint(self) -> str:
+        """sha256 of all that an image embedding depends on besides the picture: weights and configuration."""
+        settings = {"model": dataclasses.asdict(self.config.model), "pixels": dataclasses.asdict(self.config.pixels)}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    # --- captions and likelihoods -------------------------------------------------------------------------------
+
     def caption(
+        self, images: Pictures, *, prompt: str | Sequence[str] = "", **changes: Unpack[GenerationChanges]
+    ) -> list[str]:
+        """One caption per picture, made as `config.generation` says where `changes` don't (see `GenerationConfig`).
+
+        `prompt` is how the captions begin, the same for all or one each. The same picture, seed and options give the
+        same caption whatever else is in the call.
+
+        Raises: DataError for a picture that can't be read; ConfigError for an unknown option (with its repair), options
+          that contradict each other, or a prompt that leaves no room for a caption.
+        """
+        described = captioning.describe(self, images, prompt, changes, want_match=False)
+        return [one.captions[0].text for one in described]
+
+    def captions(
         self,
         images: Pictures,
         *,
-        beams: int = 8,
-        max_tokens: int = 32,
-        length_penalty: float = 1.0,
-        match_weight: float = MATCH_WEIGHT,
-    ) -> list[str]:
-        """One caption per picture; see `caption_features` for the options.
+        prompt: str | Sequence[str] = "",
+        num_captions: int = 1,
+        **changes: Unpack[GenerationChanges],
+    ) -> list[list[Caption]]:
+        """Up to `num_captions` captions per picture, the best first, with log-probability and match; see `caption`."""
+        return [one.captions for one in self.describe(images, prompt=prompt, num_captions=num_captions, **changes)]
 
-        Raises: DataError for a picture that can't be read; ConfigError for beams or max_tokens below 1.
+    def describe(
+        self,
+        images: Pictures,
+        *,
+        prompt: str | Sequence[str] = "",
+        num_captions: int = 1,
+        on_bad: OnBad | None = None,
+        **changes: Unpack[GenerationChanges],
+    ) -> Iterator[Described]:
+        """Each picture as it was given, its embedding and its captions, from one pass of the encoder.
+
+        An iterator that works batch by batch, so that pictures may come without end. With `on_bad`, it is called with
+        each picture that can't be read, which is left out. See `caption`.
         """
-        captions: list[str] = []
-        for features in self._encoded(images):
-            generated = self.caption_features(
-                features,
-                beams=beams,
-                max_tokens=max_tokens,
-                length_penalty=length_penalty,
-                match_weight=match_weight,
-            )
-            captions += [caption for caption, _ in generated]
-        return captions
+        return captioning.describe(self, images, prompt, changes, num_captions, on_bad)
 
     def caption_features(
         self,
         features: ImageFeatures,
         *,
-        beams: int = 8,
-        max_tokens: int = 32,
-        length_penalty: float = 1.0,
-        match_weight: float = MATCH_WEIGHT,
-    ) -> list[tuple[str, Generated]]:
-        """Captions of pictures that are encoded already: (text, ids with log-probability) each.
+        prompt: str | Sequence[str] = "",
+        num_captions: int = 1,
+        keys: Sequence[int] | None = None,
+        **changes: Unpack[GenerationChanges],
+    ) -> list[list[Caption]]:
+        """`captions` of pictures that are encoded already; `keys` seed the sampling of each (by default 0, 1, ...)."""
+        return captioning.of_features(self, features, prompt, changes, num_captions, keys)
 
-        Beam search proposes `beams` captions (1 is greedy) of up to `max_tokens` tokens, start and end not counted,
-        and ranks them by log-probability / length ** length_penalty. To this, `match_weight` times the similarity of
-        picture and caption at the trained temperature is added, so that both halves of the model have their say; with
-        0 the captioner decides alone.
+    def answer(
+        self, images: Pictures, questions: str | Sequence[str], **changes: Unpack[GenerationChanges]
+    ) -> list[str]:
+        """One answer per picture, to one question for all or to one each.
+
+        The model goes on with the caption "question: ... answer:". Without a head that was trained on questions this is
+        no more than captioning with a prompt: expect a few words about the picture, often not what was asked.
         """
-        if beams < 1 or max_tokens < 1:
-            raise ConfigError(f"beams {beams} and max_tokens {max_tokens} must be at least 1")
-        if beams > self.tokenizer.vocab_size // 2:
-            raise ConfigError(
-                f"beams {beams} is more than half the vocabulary of {self.tokenizer.vocab_size}; take fewer"
-            )
-        special = self.tokenizer.special
-        if beams == 1:
-            proposed = [[one] for one in greedy(self.model, features.tokens, special, max_tokens)]
-        else:
-            proposed = n_best(self.model, features.tokens, special, max_tokens, beams, length_penalty)
-        texts = [[self.tokenizer.decode(one.ids).strip() for one in captions] for captions in proposed]
-        if match_weight == 0 or beams == 1:
-            return [(some[0], captions[0]) for some, captions in zip(texts, proposed, strict=True)]
-        embeds = self.embed_texts([text for some in texts for text in some])
-        scale = self.model.log_scale.detach().exp().cpu()
-        chosen, first = [], 0
-        for some, captions, image in zip(texts, proposed, features.embed.float().cpu(), strict=True):
-            matches = scale * embeds[first : first + len(some)] @ image
-            first += len(some)
-            fluent = torch.tensor([one.log_prob / (len(one.ids) + 1) ** length_penalty for one in captions])
-            best = int((fluent + match_weight * matches).argmax())
-            chosen.append((some[best], captions[best]))
-        return chosen
+        return captioning.answer(self, images, questions, changes)
 
-    def classify(self, images: Pictures, labels: Sequence[str], *, templates: Sequence[str] = ("{}",)) -> Tensor:
-        """Zero-shot probabilities [I,L] of the labels, softmax over labels at the trained temperature.
+    def score(self, images: Pictures, texts: str | Sequence[str]) -> Tensor:
+        """Exact log p(text | image) in nats, float64 [I], of one text for all pictures or one each.
 
-        `templates` are sentences with {} for the label; a label's embeddings over all of them are averaged.
+        Raises: DataError for another number of texts, or a text that the context has no room for.
         """
-        labels_LE = self.embed_labels(labels, templates)
-        return self.label_probabilities(self.embed_images(images), labels_LE)
+        text_at = one_each(texts, images, "texts", lambda text: likelihood.encode_whole(self, text))
+        scores: list[float] = []
+        for batch in self.squares(images):
+            ids = [text_at(place) for place in batch.places]
+            scores += likelihood.likelihoods(self, self.encode_squares(batch.squares).tokens, ids)
+        return torch.tensor(scores, dtype=torch.float64)
+
+    def score_matrix(self, images: Pictures, texts: Sequence[str]) -> Tensor:
+        """Exact log p(text | image) in nats, float64 [I,U], of every text for every picture, each encoded once."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        parts = [self.score_features(features, texts) for features in self._encoded(images)]
+        return torch.cat(parts) if parts else torch.empty(0, len(texts), dtype=torch.float64)
+
+    def score_features(self, features: ImageFeatures, texts: Sequence[str]) -> Tensor:
+        """`score_matrix` of pictures that are encoded already."""
+        return likelihood.likelihood_matrix(self, features.tokens, texts)
+
+    # --- labels -------------------------------------------------------------------------------------------------
+
+    def classify(self, images: Pictures, labels: Sequence[str], **options: Unpack[ZeroShotOptions]) -> Tensor:
+        """Zero-shot probabilities float32 [I,L] of the labels, or [I,L+1] with the option `unknown`.
+
+        They are the softmax over the labels' similarities at the trained temperature: the probability of each label if
+        one of them is the picture's caption. `fit_calibration` makes them honest for the pictures at hand. For the
+        options (templates, unknown, multi_label, method, calibration) see `ZeroShotOptions`.
+
+        Raises: DataError for labels that are repeated or empty, or templates without {}.
+        """
+        zero_shot = self.zero_shot(labels, **options)
+        parts = [zero_shot.probabilities(features) for features in self._encoded(images)]
+        return torch.cat(parts) if parts else torch.empty(0, len(zero_shot.columns))
+
+    def zero_shot(self, labels: Sequence[str], **options: Unpack[ZeroShotOptions]) -> ZeroShot:
+        """The labels made ready once, to classify encoded pictures batch by batch; see `classify`."""
+        return ZeroShot(self, labels, **options)
+
+    def fit_calibration(
+        self,
+        images: Pictures,
+        labels: Sequence[str],
+        truths: Sequence[str | Sequence[str] | None],
+        **options: Unpack[ZeroShotOptions],
+    ) -> Calibration:
+        """The temperature, and with a neutral text its bias, that fit a few labelled pictures best, for `classify`.
+
+        It minimises the mean negative log-likelihood of the truths: a label, None for none of them, or with multi_label
+        a list of labels. Use it with the labels, templates and options that it was fitted with.
+
+        Raises: DataError for a truth that is no label.
+        """
+        zero_shot = self.zero_shot(labels, **options)
+        targets = zero_shot.targets(truths)
+        parts = [zero_shot.logits(features) for features in self._encoded(images)]
+        if sum(map(len, parts)) != len(targets):
+            raise DataError(f"there are {len(targets)} truths for {sum(map(len, parts))} pictures; give one each")
+        return fit(
+            torch.cat(parts) if parts else torch.empty(0, targets.shape[1]),
+            targets,
+            dataclasses.replace(zero_shot.uncalibrated, model=self.fingerprint()),
+        )
+
+    def fit_probe(
+        self, images: Pictures, labels: Sequence[str], *, templates: str | Sequence[str] | None = ("{}",)
+    ) -> Probe:
+        """A probe fitted on a few pictures, one label each, with the labels' words as a prior; see `Probe.fit`.
+
+        With templates None the words don't count: for labels that say nothing ("type A").
+        """
+        prior = None if templates is None else self.embed_labels(sorted(set(labels)), templates)
+        return Probe.fit(self.embed_images(images), labels, prior=prior, scale=self.scale, model=self.fingerprint())
 
     def label_probabilities(self, images: Tensor, labels: Tensor) -> Tensor:
         """Zero-shot probabilities [I,L] of embedded labels [L,E] for embedded images [I,E], all on the CPU."""
-        return (self.model.log_scale.detach().exp().cpu() * images @ labels.T).softmax(dim=-1)
+        return (self.scale * images @ labels.T).softmax(dim=-1)
 
-    def embed_labels(self, labels: Sequence[str], templates: Sequence[str] = ("{}",)) -> Tensor:
+    def embed_labels(self, labels: Sequence[str], templates: str | Sequence[str] = ("{}",)) -> Tensor:
         """Unit-norm embeddings [L,E] of labels, averaged over templates."""
-        if isinstance(labels, str) or len(labels) < 1:
-            raise DataError("labels must be a list of at least one label, as in ['cat', 'dog']")
-        if not all(isinstance(label, str) for label in labels):
-            raise DataError(f"labels must be strings, got {list(labels)}")
-        repeated = sorted({label for label in labels if list(labels).count(label) > 1})
-        if repeated or any(not label.strip() for label in labels):
-            raise DataError(f"labels must differ and not be empty; repeated: {repeated}, all: {list(labels)}")
-        if isinstance(templates, str):
-            raise DataError(f"templates must be a list, as in [{templates!r}]")
-        if not templates or any("{}" not in template for template in templates):
-            raise DataError(f"every template needs {{}} where the label goes, got {list(templates)}")
-        texts = [template.replace("{}", label) for label in labels for template in templates]
-        return F.normalize(self.embed_texts(texts).unflatten(0, (len(labels), -1)).mean(dim=1), dim=-1)
+        sentences = zeroshot.sentences(zeroshot.checked_labels(labels), zeroshot.checked_templates(templates))
+        return zeroshot.averaged(self, sentences)
+
+    # --- embeddings ---------------------------------------------------------------------------------------------
 
     def embed_images(self, images: Pictures) -> Tensor:
         """Unit-norm embeddings, float32 [I,E], on the CPU."""
@@ -151,7 +226,8 @@ class Predictor:
         """Unit-norm embeddings, float32 [U,E], on the CPU; a text beyond the context loses its end."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         parts = []
-        for some in _chunks(texts, self.batch_size):
+        for first in range(0, len(texts), self.batch_size):
+            some = texts[first : first + self.batch_size]
             ids, valid = self.tokenizer.encode_batch(some, self.model.config.text.context_length)
             parts.append(self.model.encode_text(ids.to(self.device), valid.to(self.device)).embed.float().cpu())
         return torch.cat(parts) if parts else torch.empty(0, self.model.config.embed_dim)
@@ -166,21 +242,15 @@ class Predictor:
         return ImageFeatures(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
     @torch.no_grad()
+    def encode_squares(self, squares: np.ndarray) -> ImageFeatures:
+        """Features of one batch of squares uint8 [B,H,W,3] at the model's size, as `squares` makes them."""
+        pixels_BCHW = stream.to_input(squares, self.config.pixels, self.device)
+        return self.model.encode_image(pixels_BCHW.to(next(self.model.parameters()).dtype))
+
+    def squares(self, images: Pictures, on_bad: OnBad | None = None) -> Iterator[Squares]:
+        """Batches of pictures made ready for `encode_squares`, the next one read while you work on this one."""
+        size_px = self.config.model.vision.image_size_px
+        return stream.squares(images, size_px, self.config.pixels, self.batch_size, on_bad)
+
     def _encoded(self, images: Pictures) -> Iterator[ImageFeatures]:
-        size_px, pixels = self.config.model.vision.image_size_px, self.config.pixels
-        for some in _chunks(_as_list(images), self.batch_size):
-            squares = np.stack([to_square(open_picture(image), size_px, pixels.fit) for image in some])
-            inputs = torch.from_numpy(normalise(squares, pixels.mean, pixels.std)).to(self.device)
-            yield self.model.encode_image(inputs)
-
-
-def _as_list(images: Pictures) -> list[Picture]:
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, str | Path | bytes | Image.Image | np.ndarray):
-        return [images]
-    return list(images)
-
-
-def _chunks(items: list, size: int) -> Iterable[list]:
-    return (items[first : first + size] for first in range(0, len(items), size))
+        return (self.encode_squares(batch.squares) for batch in self.squares(images))

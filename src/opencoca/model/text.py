@@ -20,7 +20,8 @@ class UnimodalDecoder(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.cls_at_end = config.cls_place == "at_end"
-        self.tokens = nn.Embedding(config.vocab_size, config.width)
+        # nn.Embedding would draw values, for `init_weights` to replace: on "meta" that imports a compiler for 2 s.
+        self.tokens = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.width), freeze=False)
         self.positions_TD = nn.Parameter(torch.empty(config.context_length + 1, config.width))
         self.cls_D = nn.Parameter(torch.empty(config.width))
         self.blocks = nn.ModuleList(
@@ -48,7 +49,7 @@ class UnimodalDecoder(nn.Module):
         x_BTD = x_BTD + self.positions_TD[: x_BTD.shape[1]]
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        cls_BD = x_BTD[torch.arange(len(lengths_B), device=ids_BT.device), lengths_B]
+        cls_BD = x_BTD[torch.arange(lengths_B.shape[0], device=ids_BT.device), lengths_B]
         return self.norm_cls(cls_BD), x_BTD[:, :-1]
 
     def _with_cls_at_end(self, ids_BT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:

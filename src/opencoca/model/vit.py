@@ -45,7 +45,7 @@ class VisionTransformer(nn.Module):
         tokens_BPD = self.patch(patches_BPX) + positions_PD
         if self.class_D is not None:
             class_D = self.class_D + self.positions_PD[0]
-            tokens_BPD = torch.cat((class_D.expand(len(tokens_BPD), 1, -1), tokens_BPD), dim=1)
+            tokens_BPD = torch.cat((class_D.expand(tokens_BPD.shape[0], 1, -1), tokens_BPD), dim=1)
         if self.norm_input is not None:
             tokens_BPD = self.norm_input(tokens_BPD)
         for block in self.blocks:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +60,7 @@ def build(
     Args: on_bad is called with each picture that can't be read, on_done with the number of each batch that was; cache
       is the file to take embeddings from and keep them in, also where an interruption ends the work early.
     """
-    model = fingerprint(predictor) if cache else ""
+    model = predictor.fingerprint() if cache else ""
     stamps = {path: stamp for path in paths if (stamp := _stamp(path))}
     kept = _read(cache, model) if cache else {}
     found = {path: kept[stamp] for path, stamp in stamps.items() if stamp in kept}
@@ -87,16 +86,6 @@ def cache_file(folder: Path) -> Path | None:
         return None
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
     return parent / "opencoca" / "embeddings" / f"{name}.safetensors"
-
-
-def fingerprint(predictor: Predictor) -> str:
-    """sha256 of all that an image embedding depends on besides the picture: weights, model and pixel configuration."""
-    settings = {"model": asdict(predictor.config.model), "pixels": asdict(predictor.config.pixels)}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(predictor.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class _Stamp(NamedTuple):

@@ -1,0 +1,16 @@
+#!/bin/sh
+# Makes the environment in which open_clip and ours are compared, with one torch for both.
+#
+#   benchmarks/peer_environment.sh FOLDER        then FOLDER/bin/python benchmarks/inference.py
+#
+# torchvision, which open_clip needs, must match torch build for build and has no CPU build on the registry: so this
+# takes the registry's torch with its CUDA packages (several GB), and not the project's. transformers stays below 5:
+# with 5, which a fresh install takes, open_clip's generation doesn't start.
+set -eu
+folder=${1:?usage: benchmarks/peer_environment.sh FOLDER}
+here=$(cd "$(dirname "$0")/.." && pwd)
+python3 -m venv "$folder"
+"$folder/bin/pip" install --quiet --disable-pip-version-check \
+    "torch>=2.14" torchvision "open_clip_torch==3.3.0" "transformers>=4.56,<5" onnx onnxscript onnxruntime openvino
+"$folder/bin/pip" install --quiet --disable-pip-version-check --editable "$here"
+"$folder/bin/python" -c 'import open_clip, opencoca, torch; print("torch", torch.__version__, "open_clip", open_clip.__version__)'

@@ -1,0 +1,115 @@
+"""The one search behind all generation, with a static KV cache.
+
+Every picture has `groups` of `beams` hypotheses, which grow by a token per step. A group takes its 2 * beams best
+continuations; those that end, among the best `beams`, are finished captions, and the best `beams` that don't are the
+next hypotheses. Greedy search is one group of one beam. Sampling is one beam per caption, whose continuation is drawn.
+Diverse beam search has several groups, each pushed away from the tokens that the groups before it chose in that step.
+
+A caption's score is the sum of its tokens' scores, the end included if reached and the prompt left out, divided by
+length ** length_penalty; length counts the same tokens. A token's score is its logit, after `repetition_penalty`, minus
+the model's log-normaliser over the whole vocabulary: without a penalty, its log-probability. What may not be said is
+left out, and its probability isn't shared among the rest. A group is done when it has `beams` finished captions and its
+best continuation, at its present length, doesn't score better than the worst of the best `beams` of them. A picture
+whose groups are done leaves the computation. Hypotheses that max_tokens cuts off count where a group has fewer than
+`beams` finished captions.
+
+With `beam_scores` "logit" scores are open_clip's: no normaliser is subtracted, length counts start as well, and the
+hypotheses that max_tokens cuts off compete with the finished captions of every group that isn't done.
+
+The device computes logits and the best few of them; hypotheses are kept on the CPU, in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from opencoca.infer.continuations import continuations, going_on
+from opencoca.infer.hypotheses import Continuations, Finished, Generated, Live, Plan
+from opencoca.infer.score import log_probs
+from opencoca.model.coca import CoCa, DecodeCache
+
+
+@torch.inference_mode()
+def search(model: CoCa, image_tokens: Tensor, plan: Plan) -> list[list[Generated]]:
+    """The captions of each picture of image tokens [B,Q,D] that the search finds, the best first."""
+    device = image_tokens.device
+    finished = [Finished(plan, picture) for picture in range(len(image_tokens))]
+    cache = model.start_decoding(image_tokens, capacity=plan.max_tokens)
+    live, decoded_RD = _begun(model, image_tokens, cache, plan)
+    for length in range(live.ids.shape[3] + 1, plan.max_tokens + 1):
+        found = continuations(model.caption_logits(decoded_RD), live, plan)
+        _finish(found, live, finished, length, plan)
+        going = going_on(found, plan)
+        if length == plan.max_tokens:
+            _cut_off(going, live, finished, length)
+            break
+        keep = torch.tensor([not all(finished[picture].done) for picture in live.pictures])
+        if not keep.any():
+            break
+        live = _grown(going, live, keep, cache, device)
+        decoded_RD = model.decode_next(live.ids[..., -1].flatten()[:, None].to(device), cache)[:, -1]
+    return [one.ranked() for one in finished]
+
+
+def _begun(model: CoCa, image_tokens: Tensor, cache: DecodeCache, plan: Plan) -> tuple[Live, Tensor]:
+    """What lives after the tokens that every prompt has, read at once, and the outputs [B,D] that predict the next."""
+    shortest = min(map(len, plan.prompts))
+    ids_BT = torch.tensor([[plan.special.start, *prompt[:shortest]] for prompt in plan.prompts])
+    shape = len(ids_BT), plan.groups, 1
+    ids_there_BT = ids_BT.to(image_tokens.device)
+    decoded_BTD = model.decode_next(ids_there_BT, cache)
+    log_p_B = log_probs(model, decoded_BTD[:, :-1], ids_there_BT[:, 1:]).sum(dim=1).cpu()
+    live = Live(
+        pictures=list(range(len(ids_BT))),
+        ids=ids_BT[:, None, None, 1:].expand(*shape, shortest),
+        scores=torch.zeros(shape, dtype=torch.float64),
+        log_probs=log_p_B[:, None, None].expand(shape),
+        rows=torch.arange(len(ids_BT))[:, None, None].expand(shape),
+    )
+    return live, decoded_BTD[:, -1]
+
+
+def _finish(found: Continuations, live: Live, finished: list[Finished], length: int, plan: Plan) -> None:
+    """Takes in the captions that end with their token `length`, and notes which groups are done."""
+    ends = (found.tokens == plan.special.end) & found.scores.isfinite()
+    ends[..., plan.beams :] = False
+    for row, group, rank in ends.nonzero().tolist():
+        one, parent = finished[live.pictures[row]], found.parents[row, group, rank]
+        total, log_prob = found.scores[row, group, rank].item(), found.log_probs[row, group, rank].item()
+        one.add(group, live.ids[row, group, parent].tolist(), log_prob, one.score(total, length))
+    for picture, best in zip(live.pictures, found.scores.amax(dim=2).tolist(), strict=True):
+        for group, total in enumerate(best):
+            finished[picture].settle(group, total, length)
+
+
+def _cut_off(going: Continuations, live: Live, finished: list[Finished], length: int) -> None:
+    """Takes in the hypotheses of `length` tokens that max_tokens cuts off, where they are wanted."""
+    wanted = [
+        [finished[picture].wants_cut_off(group) for group in range(live.rows.shape[1])] for picture in live.pictures
+    ]
+    cut = going.scores.isfinite() & torch.tensor(wanted)[..., None]
+    for row, group, rank in cut.nonzero().tolist():
+        one, parent = finished[live.pictures[row]], going.parents[row, group, rank]
+        ids = [*live.ids[row, group, parent].tolist(), going.tokens[row, group, rank].item()]
+        total, log_prob = going.scores[row, group, rank].item(), going.log_probs[row, group, rank].item()
+        one.add(group, ids, log_prob, one.score(total, length))
+
+
+def _grown(going: Continuations, live: Live, keep: Tensor, cache: DecodeCache, device: torch.device) -> Live:
+    """The hypotheses of the pictures to `keep` [P], a token longer; the cache follows."""
+    ids = live.ids.gather(2, going.parents[..., None].expand(-1, -1, -1, live.ids.shape[3]))
+    ids = torch.cat((ids, going.tokens[..., None]), dim=3)[keep]
+    old_rows = live.rows.gather(2, going.parents)[keep].flatten()
+    new_rows = torch.arange(len(old_rows))
+    if not keep.all():
+        cache.select_rows(old_rows.to(device), picture_rows=keep.nonzero()[:, 0].to(device))
+    elif not torch.equal(old_rows, new_rows):
+        cache.select_rows(old_rows.to(device))
+    return Live(
+        pictures=[picture for picture, kept in zip(live.pictures, keep.tolist(), strict=True) if kept],
+        ids=ids,
+        scores=going.scores[keep],
+        log_probs=going.log_probs[keep],
+        rows=new_rows.view(ids.shape[:3]),
+    )
