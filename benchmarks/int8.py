@@ -224,27 +224,22 @@ def _ids(held_out: HeldOut, tokenizer) -> list[list[int]]:
 
 def _log_likelihoods(runner: OnnxRunner, pictures: list[np.ndarray], truths: list[list[int]]) -> list[float]:
     """log p(text | picture) in nats, end included."""
-    names = [output.name for output in runner.image_encoder.get_outputs()][2:]
-    pasts = [given for given in runner.decoder_step.get_inputs() if given.name.startswith("past_")]
     found = []
-    for first in range(0, len(pictures), runner.batch_size):
-        some = truths[first : first + runner.batch_size]
-        (pixels,) = runner._pixels(pictures[first : first + runner.batch_size])
-        feeds = dict(zip(names, runner.image_encoder.run(names, {"pixels": pixels}), strict=True))
-        for past in pasts:
-            feeds[past.name] = np.zeros((len(some), past.shape[1], 0, past.shape[3]), np.float32)
+    for pixels, some in zip(runner.pixels(pictures), _batches(truths, runner.batch_size), strict=True):
+        feeds = runner.start_decoding(pixels)
         sums, last = np.zeros(len(some)), np.full(len(some), runner.start)
         for step in range(max(map(len, some))):
-            logits, *present = runner.decoder_step.run(None, {**feeds, "ids": last[:, None]})
-            feeds |= zip((past.name for past in pasts), present, strict=True)
-            log_p = torch.from_numpy(logits).double().log_softmax(dim=-1).numpy()
-            for row, ids in enumerate(some):
-                if step < len(ids):
-                    sums[row] += log_p[row, ids[step]]
+            log_p = torch.from_numpy(runner.decode_step(last, feeds)).double().log_softmax(dim=-1)
             last = np.array([ids[step] if step < len(ids) else runner.pad for ids in some])
+            going = np.array([step < len(ids) for ids in some])
+            sums += np.where(going, log_p.numpy()[np.arange(len(some)), last], 0.0)
         found += sums.tolist()
     assert all(math.isfinite(value) for value in found)
     return found
+
+
+def _batches(items: list, size: int) -> list[list]:
+    return [items[first : first + size] for first in range(0, len(items), size)]
 
 
 def _share(answers) -> float:

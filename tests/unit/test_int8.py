@@ -69,4 +69,4 @@ def test_onnxruntime_multiplies_by_the_rounded_matrices(inputs: int, rows: int) 
         wanted = given_ @ unpack(*pack(matrix), len(matrix))
         # activations are rounded too, in steps of 1/127 of a block's largest value: 1/sqrt(12) of a step on average
         error = np.sqrt(np.square(result - wanted).mean()) / wanted.std()
-        assert error < 0.012  # measured: 0.0081
+        assert error < 0.012  # measured: 0.0085

@@ -33,7 +33,7 @@ class Args:
     question: Annotated[str | None, arg(help_behavior_hint="")] = None
     """The question, where all other words are pictures."""
     model: ModelName = None
-    """A run or model folder."""
+    """A run or model folder, hf:org/name, a weights file, or the name of a pulled model."""
     generation: GenerationGroup = field(default_factory=Generation)
     output: OutputGroup = field(default_factory=OutputOptions)
 

@@ -38,7 +38,7 @@ class Args:
     paths: Paths
     """Picture files, folders of them, or - for a list on standard input."""
     model: ModelName = None
-    """A run or model folder."""
+    """A run or model folder, hf:org/name, a weights file, or the name of a pulled model."""
     prompt: Annotated[str, arg(metavar="TEXT", help_behavior_hint="")] = ""
     """How every caption begins."""
     num_captions: int = 1

@@ -57,7 +57,7 @@ class Args:
     labels_file: File = None
     """A text file with a label a line."""
     model: ModelName = None
-    """A run or model folder."""
+    """A run or model folder, hf:org/name, a weights file, or the name of a pulled model."""
     template: Templates = ()
     """A sentence with {} where the label goes; given several times, each label is the average of its sentences."""
     templates: Name = None

@@ -45,7 +45,7 @@ class Args:
     texts_file: File = None
     """A text file with a text a line, instead of pictures."""
     model: ModelName = None
-    """A run or model folder."""
+    """A run or model folder, hf:org/name, a weights file, or the name of a pulled model."""
     float16: Flag = False
     """Round to 16 bits, which halves the file."""
     output: EmbeddingGroup = field(default_factory=EmbeddingOptions)

@@ -26,7 +26,7 @@ class Args:
     splits: tuple[str, ...] = ("test_pictures", "test_combinations", "test_concepts")
     """Held-out lists to measure."""
     model: ModelName = None
-    """A run or model folder."""
+    """A run or model folder, hf:org/name, a weights file, or the name of a pulled model."""
     beams: int = 8
     """Width of the beam search for captions; 1 is greedy."""
     json: Flag = False

@@ -15,9 +15,9 @@ from opencoca.cli.main import DONE, Flag
 class Args:
     """Write a model for programs that have no torch.
 
-    Makes FOLDER with image_encoder.onnx, text_encoder.onnx, decoder_step.onnx, tokenizer.json and config.json, which
-    onnxruntime runs to the same captions and embeddings. FOLDER must not exist yet. MODEL is anything that --model takes
-    elsewhere. This needs the extra `export`; what is made needs onnxruntime, numpy, pillow and tokenizers alone.
+    Makes FOLDER, which must not exist yet, with image_encoder.onnx, text_encoder.onnx and decoder_step.onnx, which
+    onnxruntime runs to the same captions and embeddings, tokenizer.json and config.json. MODEL is anything that --model
+    takes elsewhere. This command needs the extra `export`.
 
     Examples:
       coca export runs/quickstart exported

@@ -16,7 +16,7 @@ A new subcommand is a row in `COMMANDS` and a file `cli/<command>.py` of this fo
         paths: Paths  # positional, one or more; shown as PATH...
         \"""Picture files, or folders of them.\"""
         model: ModelName = None
-        \"""A run or model folder.\"""
+        \"""A run or model folder, hf:org/name, or the name of a pulled model.\"""
         beams: int = 4
         \"""Width of the beam search; 1 is greedy.\"""
 

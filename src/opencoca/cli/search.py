@@ -32,7 +32,7 @@ class Args:
     query: Annotated[tuple[str, ...], Positional, arg(metavar="QUERY", help_behavior_hint="")]
     """What to look for, in words."""
     model: ModelName = None
-    """A run or model folder."""
+    """A run or model folder, hf:org/name, a weights file, or the name of a pulled model."""
     top: int = 10
     """How many pictures to show."""
     no_cache: Flag = False

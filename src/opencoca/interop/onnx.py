@@ -47,7 +47,7 @@ LARGEST_FILE = 1_800_000_000  # bytes of weights; a protobuf message ends at 2 G
 
 
 class Graph(NamedTuple):
-    """What is traced: a module, example inputs, which of their axes are dynamic, and the names of inputs and outputs."""
+    """What is traced: a module, example inputs, the names of their dynamic axes, and those of inputs and outputs."""
 
     module: nn.Module
     inputs: tuple[Any, ...]
@@ -253,7 +253,7 @@ def _facts(model: CoCa, tokenizer: Tokenizer, config: Config, int8: bool) -> dic
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps back what torch's exporter says to its own developers: of its deprecated parts, missing torchvision, names."""
+    """Keeps back what torch's exporter says to its own developers, of its deprecated parts and missing torchvision."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -60,7 +60,7 @@ def quantised(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def block_size(inputs: int) -> int:
-    """How many inputs of a matrix share a scale: the largest of the sizes that leaves nothing over, else the smallest."""
+    """How many inputs of a matrix share a scale: the largest of `BLOCKS` that divides them, else the smallest."""
     return next((size for size in BLOCKS if inputs % size == 0), BLOCKS[-1])
 
 

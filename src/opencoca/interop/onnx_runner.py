@@ -37,6 +37,7 @@ class OnnxRunner:
             onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
             for name in ("image_encoder", "text_encoder", "decoder_step")
         )
+        self._pasts = [given for given in self.decoder_step.get_inputs() if given.name.startswith("past_")]
 
     def caption(self, pictures: Sequence, max_tokens: int | None = None, min_tokens: int | None = None) -> list[str]:
         """The greedy caption of each picture (a path, bytes, a PIL image or an array)."""
@@ -50,13 +51,13 @@ class OnnxRunner:
         generation, room = self.config.generation, self.config.model.text.context_length - 2
         longest = min(generation.max_tokens if max_tokens is None else max_tokens, room)
         shortest = generation.min_tokens if min_tokens is None else min_tokens
-        return [ids for pixels in self._pixels(pictures) for ids in self._greedy(pixels, longest, shortest)]
+        return [ids for pixels in self.pixels(pictures) for ids in self._greedy(pixels, longest, shortest)]
 
     def embed_images(self, pictures: Sequence) -> np.ndarray:
         """Unit-norm embeddings, float32 [I,E]."""
         only = onnxruntime.RunOptions()
         only.only_execute_path_to_fetches = True
-        parts = [self.image_encoder.run(["image_embed"], {"pixels": x}, only)[0] for x in self._pixels(pictures)]
+        parts = [self.image_encoder.run(["image_embed"], {"pixels": x}, only)[0] for x in self.pixels(pictures)]
         return np.concatenate(parts)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -67,18 +68,35 @@ class OnnxRunner:
             parts += self.text_encoder.run(["text_embed"], {"ids": ids, "valid": ids != self.pad})
         return np.concatenate(parts)
 
-    def _greedy(self, pixels: np.ndarray, longest: int, shortest: int) -> list[list[int]]:
-        names = [output.name for output in self.image_encoder.get_outputs()][2:]
+    def pixels(self, pictures: Sequence) -> Iterator[np.ndarray]:
+        """What the image encoder takes, float32 [B,3,H,W], batch by batch."""
+        size_px, settings = self.config.model.vision.image_size_px, self.config.pixels
+        for first in range(0, len(pictures), self.batch_size):
+            some = pictures[first : first + self.batch_size]
+            squares = np.stack([to_square(open_picture(picture), size_px, settings) for picture in some])
+            yield normalise(squares, settings.mean, settings.std)
+
+    def start_decoding(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """What `decode_step` carries from step to step: each layer's view of the pictures, and an empty past."""
+        names = [output.name for output in self.image_encoder.get_outputs() if output.name.startswith("picture_")]
         feeds = dict(zip(names, self.image_encoder.run(names, {"pixels": pixels}), strict=True))
-        pasts = [given for given in self.decoder_step.get_inputs() if given.name.startswith("past_")]
-        for past in pasts:
+        for past in self._pasts:
             _, heads, _, head_width = past.shape
             feeds[past.name] = np.zeros((len(pixels), heads, 0, head_width), np.float32)
+        return feeds
+
+    def decode_step(self, ids: np.ndarray, feeds: dict[str, np.ndarray]) -> np.ndarray:
+        """Logits [B,V] after the next ids int64 [B]; `feeds` move on by one position."""
+        logits, *present = self.decoder_step.run(None, {**feeds, "ids": ids[:, None]})
+        feeds.update(zip((past.name for past in self._pasts), present, strict=True))
+        return logits
+
+    def _greedy(self, pixels: np.ndarray, longest: int, shortest: int) -> list[list[int]]:
+        feeds = self.start_decoding(pixels)
         captions: list[list[int]] = [[] for _ in pixels]
         live, last = np.arange(len(pixels)), np.full(len(pixels), self.start)
         for step in range(longest):
-            logits, *present = self.decoder_step.run(None, {**feeds, "ids": last[:, None]})
-            feeds |= zip((past.name for past in pasts), present, strict=True)
+            logits = self.decode_step(last, feeds)
             logits[:, [self.pad, self.start, *([self.end] if step < shortest else [])]] = -np.inf
             last = logits.argmax(axis=1)
             going = last != self.end
@@ -90,13 +108,6 @@ class OnnxRunner:
             for row, token in zip(live, last, strict=True):
                 captions[row].append(int(token))
         return captions
-
-    def _pixels(self, pictures: Sequence) -> Iterator[np.ndarray]:
-        size_px, settings = self.config.model.vision.image_size_px, self.config.pixels
-        for first in range(0, len(pictures), self.batch_size):
-            some = pictures[first : first + self.batch_size]
-            squares = np.stack([to_square(open_picture(picture), size_px, settings) for picture in some])
-            yield normalise(squares, settings.mean, settings.std)
 
     def _ids(self, texts: Sequence[str]) -> np.ndarray:
         """Ids int64 [U,T] as `Tokenizer.encode_batch` gives them, as long as the graph wants them."""

@@ -20,7 +20,7 @@ from opencoca.train.optim import make_optimizers
 
 ADAMW_STATE, MUON_STATE = ("exp_avg", "exp_avg_sq", "step"), ("momentum",)
 _CARRIED = {"step": int, "position": int, "seconds": float, "metrics": dict, "data": str, "owes_evaluation": bool}
-_FREE_FIELDS = ("run.", "data.folder", "data.val_split", "data.tokenizer", "recipe")  # but not the seed
+_FREE_FIELDS = ("run.", "generation.", "data.folder", "data.val_split", "data.tokenizer", "recipe")  # but not the seed
 
 
 @dataclass
