@@ -1,10 +1,9 @@
 """Decoding with 8-bit weights against float32: kernels, whole steps, and what becomes of the captions.
 
-    python benchmarks/int8.py            # kernels and steps, on made-up weights
-    python benchmarks/int8.py --quality runs/quickstart data/openmoji
+    python benchmarks/int8.py [kernels] [steps] [quality --model runs/quickstart --shards data/openmoji]
 
-The first writes `results/int8.json`; the second adds `quality` to it. Weights are read in turn from a pool that
-a core's own cache can't hold, as in decoding.
+Kernels and steps have made-up weights. Kernels read theirs in turn from a pool that a core's own cache can't hold, as
+in decoding. Steps run on one thread; its processor time stands beside the clock's, which other programs lengthen.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import json
 import math
 import statistics
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,6 @@ from common import RESULTS, alternating_medians, write_result
 from torch import Tensor
 from torch.nn import functional as F
 
-from opencoca.checkpoint import write_atomically
 from opencoca.eval.held_out import HeldOut, load_held_out
 from opencoca.interop import onnx as exporter
 from opencoca.interop.onnx_int8 import quantised
@@ -36,23 +35,26 @@ from opencoca.recipes.open_clip import vit_b_32
 
 SHAPES = ((512, 512), (512, 2048), (2048, 512), (512, 49408), (768, 768), (768, 3072), (3072, 768), (768, 49408))
 ROWS = (1, 8, 48)
+PARTS = ("kernels", "steps", "quality")
 POOL_BYTES, REPEATS, PAST = 200_000_000, 5, 12
 SLOW = {"weight_int8pack_mm float32"}  # measured at one row, where it is already slower than float32
 
 
 def main() -> None:
-    """Parses the words and writes the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quality", nargs=2, metavar=("MODEL", "SHARDS"))
+    """Measures the parts that are named and writes them into the result, whose other parts stay."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=PARTS, default=PARTS)
+    parser.add_argument("--model", default="runs/quickstart")
+    parser.add_argument("--shards", default="data/openmoji")
     words = parser.parse_args()
-    if words.quality:
-        path = RESULTS / "int8.json"
-        result = json.loads(path.read_text())
-        result["quality"] = quality(*words.quality)
-        write_atomically(path, json.dumps(result, indent=2) + "\n")
-        print(path)
-    else:
-        write_result("int8", {"onnxruntime": onnxruntime.__version__, "kernels": kernels(), "steps": steps()})
+    path = RESULTS / "int8.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    measured = {name: kept[name] for name in PARTS if name in kept}
+    for name in words.parts:
+        measured[name] = {"kernels": kernels, "steps": steps, "quality": lambda: quality(words.model, words.shards)}[
+            name
+        ]()
+    write_result("int8", {"onnxruntime": onnxruntime.__version__, **measured})
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------
@@ -150,7 +152,8 @@ def steps() -> list[dict[str, object]]:
     """Milliseconds of one decoding step of a B/32 with made-up weights, by rows, in torch and in onnxruntime."""
     model = build(vit_b_32().model).eval()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = 1
+    torch.set_num_threads(1)
     sessions = {}
     with tempfile.TemporaryDirectory() as folder:
         proto = exporter.traced(exporter.graphs(model)[exporter.STEP])
@@ -176,10 +179,21 @@ def steps() -> list[dict[str, object]]:
         runs: dict[str, Callable[[], None]] = {"torch float32": torch_step}
         for name, session in sessions.items():
             runs[name] = lambda session=session, feeds=feeds: session.run(None, feeds)
-        taken = alternating_medians(runs, 2 * REPEATS)
         entry: dict[str, object] = {"rows": rows, "past": PAST}
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+        for turn in range(2 + 2 * REPEATS):
+            for name, run in runs.items():
+                began = time.perf_counter(), time.process_time()
+                run()
+                if turn >= 2:
+                    taken[name].append((time.perf_counter() - began[0], time.process_time() - began[1]))
         for name, seconds in taken.items():
-            entry[name] = {kind: round(seconds[f"{kind}_s"] * 1e3, 2) for kind in ("median", "min")}
+            clock, processor = zip(*seconds, strict=True)
+            entry[name] = {
+                "median_ms": round(statistics.median(clock) * 1e3, 2),
+                "min_ms": round(min(clock) * 1e3, 2),
+                "median_processor_ms": round(statistics.median(processor) * 1e3, 2),
+            }
         found.append(entry)
         print(json.dumps(entry), flush=True)
     return found
