@@ -209,7 +209,7 @@ def test_figures_stand_beside_chance_and_the_nearest_pixels(tmp_path):
             writer.add("test_seen" if i < 4 else "test_unseen", f"{colour}-{shape}", picture, caption)
             writer.add("train", f"noto-{i}-0", picture, caption if i < 4 else "red square")
             writer.add("train", f"noto-{i}-1", picture, "another look is no neighbour")
-    figures = job.measure(predictor, tmp_path, beams=1)
+    figures = job.measure(predictor, tmp_path)
     assert figures["test_seen"]["nearest_pixels"]["zeroshot_top1"] == 1
     assert figures["test_seen"]["nearest_pixels"]["exact_match"] == 1
     assert figures["test_unseen"]["nearest_pixels"]["zeroshot_top1"] == 0
@@ -252,4 +252,5 @@ def test_the_card_shows_every_figure_and_says_what_it_is_not_for():
     assert "30 of 40 pieces of clip art" in text
     for phrase in ("Not for photographs", "CC BY 4.0", "OpenMoji", "float16"):
         assert phrase in text
+    assert "first guess is right less often" in text
     assert "How well" not in card(None)

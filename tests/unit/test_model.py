@@ -149,15 +149,14 @@ def test_cache_refuses_what_does_not_fit_and_keeps_what_it_held() -> None:
     assert cache.length == 4
 
 
-def test_cache_rows_can_be_dropped_repeated_and_reordered() -> None:
-    cache = KVCache(3, 1, 2, 1, like=random(1))
-    values = torch.tensor([10.0, 20.0, 30.0], dtype=torch.float64).reshape(3, 1, 1, 1)
-    cache.append(KeysValues(values, values + 1))
-    cache.select_rows(torch.tensor([2, 0, 0, 2]))
-    more = torch.zeros(4, 1, 1, 1, dtype=torch.float64)
-    keys, held = cache.append(KeysValues(more, more))
-    assert keys[:, 0, 0, 0].tolist() == [30, 10, 10, 30]
-    assert held[:, 0, 0, 0].tolist() == [31, 11, 11, 31]
+def test_rows_of_one_picture_stand_beside_each_other_in_its_cache() -> None:
+    cache = KVCache(2, 1, 6, 1, like=random(1))
+    for step in (0, 100):
+        values = torch.tensor([[1.0, 2], [3, 4], [5, 6], [7, 8]], dtype=torch.float64)[:, None, :, None] + step
+        last = values if step == 0 else values[:, :, :1]
+        keys, held = cache.append(KeysValues(last, -last))
+    assert keys[:, 0, :, 0].tolist() == [[1, 2, 3, 4, 101, 103], [5, 6, 7, 8, 105, 107]]
+    assert torch.equal(held, -keys)
 
 
 # --- encoder and poolers ----------------------------------------------------------------------------------------
@@ -499,18 +498,37 @@ def test_beams_share_their_picture(model: CoCa, pixels: Tensor) -> None:
     assert [len(picture.keys) for picture in shared.pictures] == [3, 3]
 
 
-def test_selected_rows_go_on_as_if_they_had_always_stood_there(model: CoCa, pixels: Tensor) -> None:
-    """Pictures 0, 1, 2 with two beams each; picture 1 leaves, and the beams of the others change places."""
-    ids = torch.randint(3, 320, (6, 3), generator=torch.Generator().manual_seed(0))
+def test_beams_branch_change_places_and_leave(model: CoCa, pixels: Tensor) -> None:
+    """Three pictures of one row branch into two beams; these change places; a picture leaves; the others go on."""
+    drawn = torch.Generator().manual_seed(0)
     tokens = model.encode_image(pixels).tokens
-    cache = model.start_decoding(tokens, capacity=3, beams=2)
-    model.decode_step(ids[:, :2], cache)
-    rows, pictures = torch.tensor([5, 5, 1, 0]), torch.tensor([2, 0])
-    cache.select_rows(rows, picture_rows=pictures)
-    fresh = model.start_decoding(tokens[pictures], capacity=3, beams=2)
-    last = ids[:4, 2:]
-    expected = model.decode_step(torch.cat([ids[rows, :2], last], dim=1), fresh)
-    torch.testing.assert_close(model.decode_step(last, cache), expected, **EXACT)
+    cache = model.start_decoding(tokens, capacity=7, beams=2)
+    pasts: list[list[list[int]]] = [[[]], [[]], [[]]]  # by picture and beam
+
+    def step(positions: int) -> Tensor:
+        ids = torch.randint(3, 320, (sum(map(len, pasts)), positions), generator=drawn)
+        for past, new in zip((past for beams in pasts for past in beams), ids.tolist(), strict=True):
+            past += new
+        return model.decode_step(ids, cache)
+
+    def select(parents: list[list[int]]) -> None:
+        pasts[:] = [[[*beams[parent]] for parent in some] for beams, some in zip(pasts, parents, strict=True)]
+        cache.select_beams(torch.tensor(parents))
+
+    step(2)
+    select([[0, 0]] * 3)
+    step(2)
+    select([[0, 1], [1, 0], [1, 1]])
+    step(1)
+    order = cache.keep_pictures(torch.tensor([False, True, True])).tolist()
+    assert order == [2, 1], "the last moves into the free place"
+    pasts[:] = [pasts[picture] for picture in order]
+    select([[1, 0], [1, 1]])
+    found = step(2).unflatten(0, (2, 2))
+    assert cache.length == 7 == len(pasts[0][0])
+    for picture, beams, logits in zip(order, pasts, found, strict=True):
+        fresh = model.start_decoding(tokens[picture].expand(2, -1, -1), capacity=7)
+        torch.testing.assert_close(logits, model.decode_step(torch.tensor(beams), fresh), **EXACT)
 
 
 def test_a_cache_cannot_be_longer_than_the_positions(model: CoCa, pixels: Tensor) -> None:

@@ -171,7 +171,14 @@ def test_the_command_writes_a_folder_and_says_what_is_in_it(
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    names = ["config.json", "decoder_step.onnx", "image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"]
+    names = [
+        "config.json",
+        "decoder_start.onnx",
+        "decoder_step.onnx",
+        "image_encoder.onnx",
+        "text_encoder.onnx",
+        "tokenizer.json",
+    ]
     assert [Path(line.split("\t")[0]).name for line in out.splitlines()] == names
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "out")]) == 2
     assert "exists already" in capsys.readouterr().err

@@ -15,9 +15,9 @@ from opencoca.cli.main import DONE, Flag
 class Args:
     """Write a model for programs that have no torch.
 
-    Makes FOLDER, which must not exist yet, with image_encoder.onnx, text_encoder.onnx and decoder_step.onnx, which
-    onnxruntime runs to the same captions and embeddings, tokenizer.json and config.json. MODEL is anything that --model
-    takes elsewhere. This command needs the extra `export`.
+    Makes FOLDER, which must not exist yet, with the graphs image_encoder, text_encoder, decoder_start and decoder_step,
+    which onnxruntime runs to the same captions and embeddings, tokenizer.json and config.json. MODEL is anything that
+    --model takes elsewhere. This command needs the extra `export`.
 
     Examples:
       coca export runs/quickstart exported
@@ -36,7 +36,7 @@ class Args:
 
 
 def run(args: Args) -> int:
-    """Traces the model's three graphs and prints the files' sizes."""
+    """Traces the model's graphs and prints the files' sizes."""
     from opencoca.interop import onnx
 
     onnx.check(args.folder)

@@ -41,8 +41,7 @@ def score(model: CoCa, image_tokens: Tensor, ids: Sequence[Sequence[int]], speci
     device = image_tokens.device
     padded_BT = torch.tensor([[*one, *[special.end] * (longest - len(one))] for one in ids], device=device)
     lengths_B = torch.tensor([len(one) for one in ids], device=device)
-    cache = model.start_decoding(image_tokens, capacity=longest - 1, beams=len(ids) // pictures)
-    decoded_BTD = model.decode_next(padded_BT[:, :-1], cache)
+    decoded_BTD = model.decode_ids(image_tokens, padded_BT[:, :-1])
     log_p_BT = log_probs(model, decoded_BTD, padded_BT[:, 1:])
     real_BT = torch.arange(1, longest, device=device) < lengths_B[:, None]
     return torch.where(real_BT, log_p_BT, 0.0).sum(dim=1).tolist()

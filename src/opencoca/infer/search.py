@@ -35,7 +35,7 @@ def search(model: CoCa, image_tokens: Tensor, plan: Plan) -> list[list[Generated
     """The captions of each picture of image tokens [B,Q,D] that the search finds, the best first."""
     device = image_tokens.device
     finished = [Finished(plan, picture) for picture in range(len(image_tokens))]
-    cache = model.start_decoding(image_tokens, capacity=plan.max_tokens)
+    cache = model.start_decoding(image_tokens, plan.max_tokens, beams=plan.groups * plan.beams)
     live, decoded_RD = _begun(model, image_tokens, cache, plan)
     for length in range(live.ids.shape[3] + 1, plan.max_tokens + 1):
         found = continuations(model.caption_logits(decoded_RD), live, plan)
@@ -97,19 +97,17 @@ def _cut_off(going: Continuations, live: Live, finished: list[Finished], length:
 
 
 def _grown(going: Continuations, live: Live, keep: Tensor, cache: DecodeCache, device: torch.device) -> Live:
-    """The hypotheses of the pictures to `keep` [P], a token longer; the cache follows."""
+    """The hypotheses of the pictures to `keep` [P], a token longer; the cache follows, and says how they stand."""
     ids = live.ids.gather(2, going.parents[..., None].expand(-1, -1, -1, live.ids.shape[3]))
-    ids = torch.cat((ids, going.tokens[..., None]), dim=3)[keep]
-    old_rows = live.rows.gather(2, going.parents)[keep].flatten()
-    new_rows = torch.arange(len(old_rows))
-    if not keep.all():
-        cache.select_rows(old_rows.to(device), picture_rows=keep.nonzero()[:, 0].to(device))
-    elif not torch.equal(old_rows, new_rows):
-        cache.select_rows(old_rows.to(device))
+    ids = torch.cat((ids, going.tokens[..., None]), dim=3)
+    rows_of_picture = live.rows - live.rows[:, :1, :1]
+    cache.select_beams(rows_of_picture.gather(2, going.parents).flatten(1).to(device))
+    order = torch.arange(len(ids)) if keep.all() else cache.keep_pictures(keep.to(device)).cpu()
+    ids = ids[order]
     return Live(
-        pictures=[picture for picture, kept in zip(live.pictures, keep.tolist(), strict=True) if kept],
+        pictures=[live.pictures[row] for row in order.tolist()],
         ids=ids,
-        scores=going.scores[keep],
-        log_probs=going.log_probs[keep],
-        rows=new_rows.view(ids.shape[:3]),
+        scores=going.scores[order],
+        log_probs=going.log_probs[order],
+        rows=torch.arange(ids.shape[:3].numel()).view(ids.shape[:3]),
     )

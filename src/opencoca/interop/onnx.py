@@ -1,15 +1,15 @@
-"""A model as three ONNX graphs in a folder, with all that a program without torch needs to run them.
+"""A model as ONNX graphs in a folder, with all that a program without torch needs to run them.
 
-    image_encoder.onnx   pixels [B,3,H,W] -> image_embed [B,E], image_tokens [B,Q,D], and each multimodal layer's
-                         picture_keys_0, picture_values_0, ... [B,N,Q,K]
+    image_encoder.onnx   pixels [B,3,H,W] -> image_embed [B,E], image_tokens [B,Q,D]
     text_encoder.onnx    ids [B,T], valid [B,T] -> text_embed [B,E]
+    decoder_start.onnx   image_tokens -> of each multimodal layer picture_keys_0, picture_values_0, ... [B,N,Q,K]
     decoder_step.onnx    ids [B,1], picture_*, past_keys_0, past_values_0, ... [B,N,P,K] -> logits [B,V] and
                          present_keys_0, ... [B,N,P+1,K], which are the next step's past; the first one's has P = 0
     config.json          special ids, temperature and the model's configuration
     tokenizer.json       the vocabulary, which the `tokenizers` library reads
 
-A picture's keys and values leave the encoder ready to use, so that no step computes them again, one by one, so that
-none is copied. `onnx_runner` shows how the graphs are used.
+A picture's keys and values are projected once, by a graph of their own: no step computes them again, and who wants
+embeddings alone doesn't pay for them. `onnx_runner` shows how the graphs are used.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from opencoca.data.clip_tokenizer import ClipTokenizer
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import CheckpointError, ConfigError
 from opencoca.model.attention import KeysValues, KVCache
-from opencoca.model.coca import CoCa, DecodeCache
+from opencoca.model.coca import CoCa
 
 if TYPE_CHECKING:
     import onnx
 
 FORMAT, VERSION, OPSET = "opencoca-onnx", 1, 23  # opset 23 has attention as one operator
-IMAGE, TEXT, STEP = "image_encoder", "text_encoder", "decoder_step"
+IMAGE, TEXT, START, STEP = "image_encoder", "text_encoder", "decoder_start", "decoder_step"
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 LARGEST_FILE = 1_800_000_000  # bytes of weights; a protobuf message ends at 2 GiB
 
@@ -101,7 +101,7 @@ def check(folder: Path) -> None:
 
 
 def graphs(model: CoCa) -> dict[str, Graph]:
-    """The three graphs of a model, by file name."""
+    """A model's graphs, by file name."""
     config = model.config
     text, vision = config.text, config.vision
     batch, length, past = Dim("batch"), Dim("length", max=text.context_length), Dim("past", max=text.context_length - 1)
@@ -118,7 +118,7 @@ def graphs(model: CoCa) -> dict[str, Graph]:
             (torch.zeros(rows, 3, vision.image_size_px, vision.image_size_px),),
             ({0: batch},),
             ["pixels"],
-            ["image_embed", "image_tokens", *pictures],
+            ["image_embed", "image_tokens"],
         ),
         TEXT: Graph(
             _TextEncoder(model),
@@ -126,6 +126,13 @@ def graphs(model: CoCa) -> dict[str, Graph]:
             (text_axes, text_axes),
             ["ids", "valid"],
             ["text_embed"],
+        ),
+        START: Graph(
+            _DecoderStart(model),
+            (torch.zeros(rows, config.pooler.num_queries, text.width),),
+            ({0: batch},),
+            ["image_tokens"],
+            pictures,
         ),
         STEP: Graph(
             _DecoderStep(model),
@@ -191,10 +198,8 @@ class _ImageEncoder(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, ...]:
-        image = self.model.encode_image(pixels_BCHW)
-        pictures = self.model.multimodal.pictures(image.tokens)
-        return image.embed, image.tokens, *(tensor for picture in pictures for tensor in picture)
+    def forward(self, pixels_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.encode_image(pixels_BCHW)
 
 
 class _TextEncoder(nn.Module):
@@ -206,6 +211,15 @@ class _TextEncoder(nn.Module):
         return self.model.encode_text(ids_BT, valid_BT).embed
 
 
+class _DecoderStart(nn.Module):
+    def __init__(self, model: CoCa) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_BQD: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensor for picture in self.model.multimodal.pictures(tokens_BQD) for tensor in picture)
+
+
 class _DecoderStep(nn.Module):
     def __init__(self, model: CoCa) -> None:
         super().__init__()
@@ -213,10 +227,10 @@ class _DecoderStep(nn.Module):
 
     def forward(self, ids_B1: Tensor, pictures: Sequence[Tensor], past: Sequence[Tensor]) -> tuple[Tensor, ...]:
         caches = [_GrowingCache(pair) for pair in _pairs(past)]
-        layers = cast(list[KVCache], caches)
-        unimodal = self.model.config.text.unimodal_depth
-        cache = DecodeCache(layers[:unimodal], layers[unimodal:], _pairs(pictures))
-        logits_BV = self.model.decode_step(ids_B1, cache)
+        layers, unimodal = cast(list[KVCache], caches), self.model.config.text.unimodal_depth
+        text_B1D = self.model.unimodal.step(ids_B1, layers[:unimodal], start=past[0].shape[2])
+        decoded_B1D = self.model.multimodal.step(text_B1D, _pairs(pictures), layers[unimodal:])
+        logits_BV = self.model.caption_logits(decoded_B1D[:, -1])
         return logits_BV, *(tensor for cache in caches for tensor in cache.held)
 
 
@@ -225,10 +239,6 @@ class _GrowingCache:
 
     def __init__(self, held: KeysValues) -> None:
         self.held = held
-
-    @property
-    def length(self) -> int:
-        return self.held.keys.shape[2]
 
     def append(self, new: KeysValues) -> KeysValues:
         self.held = KeysValues(*(torch.cat(pair, dim=2) for pair in zip(self.held, new, strict=True)))

@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import ftfy
 import numpy as np
@@ -33,9 +34,9 @@ class OnnxRunner:
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        self.image_encoder, self.text_encoder, self.decoder_step = (
+        self.image_encoder, self.text_encoder, self.decoder_start, self.decoder_step = (
             onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
-            for name in ("image_encoder", "text_encoder", "decoder_step")
+            for name in ("image_encoder", "text_encoder", "decoder_start", "decoder_step")
         )
         self._pasts = [given for given in self.decoder_step.get_inputs() if given.name.startswith("past_")]
 
@@ -55,9 +56,7 @@ class OnnxRunner:
 
     def embed_images(self, pictures: Sequence) -> np.ndarray:
         """Unit-norm embeddings, float32 [I,E]."""
-        only = onnxruntime.RunOptions()
-        only.only_execute_path_to_fetches = True
-        parts = [self.image_encoder.run(["image_embed"], {"pixels": x}, only)[0] for x in self.pixels(pictures)]
+        parts = [_run(self.image_encoder, {"pixels": pixels})[0] for pixels in self.pixels(pictures)]
         return np.concatenate(parts)
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
@@ -65,7 +64,7 @@ class OnnxRunner:
         parts = []
         for first in range(0, len(texts), self.batch_size):
             ids = self._ids(texts[first : first + self.batch_size])
-            parts += self.text_encoder.run(["text_embed"], {"ids": ids, "valid": ids != self.pad})
+            parts += _run(self.text_encoder, {"ids": ids, "valid": ids != self.pad})
         return np.concatenate(parts)
 
     def pixels(self, pictures: Sequence) -> Iterator[np.ndarray]:
@@ -78,8 +77,9 @@ class OnnxRunner:
 
     def start_decoding(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """What `decode_step` carries from step to step: each layer's view of the pictures, and an empty past."""
-        names = [output.name for output in self.image_encoder.get_outputs() if output.name.startswith("picture_")]
-        feeds = dict(zip(names, self.image_encoder.run(names, {"pixels": pixels}), strict=True))
+        _, tokens = _run(self.image_encoder, {"pixels": pixels})
+        names = (output.name for output in self.decoder_start.get_outputs())
+        feeds = dict(zip(names, _run(self.decoder_start, {"image_tokens": tokens}), strict=True))
         for past in self._pasts:
             _, heads, _, head_width = past.shape
             feeds[past.name] = np.zeros((len(pixels), heads, 0, head_width), np.float32)
@@ -87,7 +87,7 @@ class OnnxRunner:
 
     def decode_step(self, ids: np.ndarray, feeds: dict[str, np.ndarray]) -> np.ndarray:
         """Logits [B,V] after the next ids int64 [B]; `feeds` move on by one position."""
-        logits, *present = self.decoder_step.run(None, {**feeds, "ids": ids[:, None]})
+        logits, *present = _run(self.decoder_step, {**feeds, "ids": ids[:, None]})
         feeds.update(zip((past.name for past in self._pasts), present, strict=True))
         return logits
 
@@ -119,6 +119,10 @@ class OnnxRunner:
         wanted = self.text_encoder.get_inputs()[0].shape[1]
         length = wanted if isinstance(wanted, int) else max(map(len, rows))
         return np.array([ids + [self.pad] * (length - len(ids)) for ids in rows])
+
+
+def _run(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    return cast(list[np.ndarray], session.run(None, feeds))  # every output of ours is a plain array
 
 
 def main(folder: str, *pictures: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from opencoca import checkpoint
+from opencoca import checkpoint, recipes
 from opencoca.data import drawings
 from opencoca.errors import CheckpointError, DataError, OpenCoCaError
 from opencoca.eval.controls import nearest_neighbour_figures
@@ -83,7 +83,7 @@ def _call(command: list[str], folder: Path) -> None:
         raise DataError(f"`{' '.join(command)}` failed ({said}); run it by hand in {folder}") from error
 
 
-def measure(predictor: Predictor, folder: Path, beams: int = 8) -> dict[str, dict[str, dict[str, float]]]:
+def measure(predictor: Predictor, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     """Figures of the held-out style, by list and by who reached them: "model", "chance" or "nearest_pixels".
 
     Retrieval ranks the list's own pictures and names. Zero-shot classification ranks the names of both lists, so that
@@ -98,7 +98,7 @@ def measure(predictor: Predictor, folder: Path, beams: int = 8) -> dict[str, dic
     labels = predictor.embed_texts(names)
     figures: dict[str, dict[str, dict[str, float]]] = {}
     for name, held_out in lists.items():
-        result = evaluate_split(predictor, held_out, beams=beams)
+        result = evaluate_split(predictor, held_out, beams=predictor.config.generation.beams)
         small = thumbnails(held_out)
         truths = torch.tensor([names.index(caption) for caption in held_out.captions])
         ranks = ranks_of_targets(result.image_embeds, labels, truths)
@@ -146,6 +146,8 @@ def _first_copies(train: HeldOut) -> HeldOut:
 def halved(run: Path, folder: Path, text: str = "") -> None:
     """Writes the run's weights in half precision as the model folder `folder`, with `text` as its card.
 
+    Captions are made as the recipe says now, whatever it said when the run began.
+
     Raises: CheckpointError where the run has no model, or the folder would be larger than what may ship.
     """
     saved = checkpoint.load(run)
@@ -156,7 +158,8 @@ def halved(run: Path, folder: Path, text: str = "") -> None:
         raise CheckpointError(
             f"{run} has weights up to {worst} and {size} bytes in half precision; {LARGEST_BYTES} bytes may ship"
         )
-    checkpoint.save(folder, saved.config, saved.tokenizer, weights, origin=ORIGIN, card=text or card(None))
+    config = dataclasses.replace(saved.config, generation=recipes.get(saved.config.recipe).generation)
+    checkpoint.save(folder, config, saved.tokenizer, weights, origin=ORIGIN, card=text or card(None))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -94,6 +94,13 @@ def _figures(result: Mapping[str, Any]) -> str:
                 for who in ("model", "nearest_pixels", "chance")
             ]
             lines.append(f"| {words.format(labels=labels)} | {' | '.join(cells)} |")
+    seen = result["figures"]["test_seen"]
+    if seen["model"]["zeroshot_top1"] < seen["nearest_pixels"]["zeroshot_top1"]:
+        lines += [
+            "",
+            "**In a style that it doesn't know, its first guess is right less often than the nearest pixels'.**",
+            "Its lists of five and ten are of use there, for search, and its single captions are not to be relied on.",
+        ]
     lines += [
         "",
         "## How it was made",

@@ -17,30 +17,32 @@ class KeysValues(NamedTuple):
 
 
 class KVCache:
-    """A static self-attention cache: room for `capacity` positions is taken once and filled from the left."""
+    """A static self-attention cache: room for `capacity` positions of each picture's rows, filled from the left.
 
-    def __init__(self, batch: int, num_heads: int, capacity: int, head_width: int, like: Tensor) -> None:
-        self.keys_BNSK = like.new_zeros(batch, num_heads, capacity, head_width)
-        self.values_BNSK = like.new_zeros(batch, num_heads, capacity, head_width)
+    The rows of one picture (its beams) write beside each other and read all that was written; which positions are a
+    row's own past is for a mask to say, so that reordering beams moves nothing.
+    """
+
+    def __init__(self, pictures: int, num_heads: int, capacity: int, head_width: int, like: Tensor) -> None:
+        self.keys_BNSK = like.new_zeros(pictures, num_heads, capacity, head_width)
+        self.values_BNSK = like.new_zeros(pictures, num_heads, capacity, head_width)
         self.length = 0
 
     def append(self, new: KeysValues) -> KeysValues:
-        """Stores the next positions and returns all so far.
+        """Stores the next positions, row by row, and returns all so far.
 
         Raises: ValueError where the positions don't fit.
         """
+        pictures, _, capacity, _ = self.keys_BNSK.shape
+        if len(new.keys) > pictures:
+            new = KeysValues(*(part.unflatten(0, (pictures, -1)).transpose(1, 2).flatten(2, 3) for part in new))
         end = self.length + new.keys.shape[2]
-        if end > self.keys_BNSK.shape[2]:
-            raise ValueError(f"the cache holds {self.keys_BNSK.shape[2]} positions, {end} were asked for")
+        if end > capacity:
+            raise ValueError(f"the cache holds {capacity} positions, {end} were asked for")
         self.keys_BNSK[:, :, self.length : end] = new.keys
         self.values_BNSK[:, :, self.length : end] = new.values
         self.length = end
         return KeysValues(self.keys_BNSK[:, :, :end], self.values_BNSK[:, :, :end])
-
-    def select_rows(self, rows: Tensor) -> None:
-        """Keeps and reorders batch rows: `rows` [B'] are old row indices (beams that live on)."""
-        self.keys_BNSK = self.keys_BNSK[rows]
-        self.values_BNSK = self.values_BNSK[rows]
 
 
 class Attention(nn.Module):

@@ -9,34 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opencoca.config import ModelConfig
-from opencoca.model.attention import KeysValues, KVCache
+from opencoca.model.attention import KVCache
+from opencoca.model.decode_cache import DecodeCache
 from opencoca.model.pooler import AttentionalPooler
 from opencoca.model.text import MultimodalDecoder, UnimodalDecoder
 from opencoca.model.vit import VisionTransformer
 from opencoca.types import CoCaOutput, ImageFeatures, TextBucket, TextFeatures
-
-
-class DecodeCache:
-    """What decoding carries from step to step: each layer's past, and each multimodal layer's view of the pictures."""
-
-    def __init__(self, unimodal: list[KVCache], multimodal: list[KVCache], pictures: list[KeysValues]) -> None:
-        self.unimodal, self.multimodal, self.pictures = unimodal, multimodal, pictures
-
-    @property
-    def length(self) -> int:
-        """Text positions held so far."""
-        return self.unimodal[0].length
-
-    def select_rows(self, rows: Tensor, picture_rows: Tensor | None = None) -> None:
-        """Keeps and reorders sequences by old row index; `picture_rows` does the same to the pictures.
-
-        While beams of one picture are reordered among themselves its keys and values stay where they are, so
-        beam search leaves `picture_rows` out.
-        """
-        for cache in self.unimodal + self.multimodal:
-            cache.select_rows(rows)
-        if picture_rows is not None:
-            self.pictures = [KeysValues(keys[picture_rows], values[picture_rows]) for keys, values in self.pictures]
 
 
 class CoCa(nn.Module):
@@ -120,29 +98,39 @@ class CoCa(nn.Module):
         return self.head(decoded_BTD)
 
     def start_decoding(self, image_tokens_BQD: Tensor, capacity: int, beams: int = 1) -> DecodeCache:
-        """An empty cache for B * `beams` sequences of up to `capacity` tokens.
+        """An empty cache for B * `beams` sequences of up to `capacity` tokens; those of one picture stand together.
 
-        Each picture's keys and values are projected once, and its beams share them.
+        Each picture's keys and values are projected once, and its sequences share them. Sequences that begin alike may
+        be one row per picture at first, until `DecodeCache.select_beams` branches them.
 
         Raises: ValueError for more tokens than there are positions.
         """
         text = self.config.text
         if capacity > text.context_length:
             raise ValueError(f"a capacity of {capacity} tokens is beyond context_length {text.context_length}")
-        rows, head_width = image_tokens_BQD.shape[0] * beams, text.width // text.num_heads
+        pictures, head_width = len(image_tokens_BQD), text.width // text.num_heads
 
         def empty() -> KVCache:
-            return KVCache(rows, text.num_heads, capacity, head_width, like=image_tokens_BQD)
+            return KVCache(pictures, text.num_heads, capacity * beams, head_width, like=image_tokens_BQD)
 
         unimodal = [empty() for _ in self.unimodal.blocks]
         multimodal = [empty() for _ in self.multimodal.blocks]
-        return DecodeCache(unimodal, multimodal, self.multimodal.pictures(image_tokens_BQD))
+        return DecodeCache(unimodal, multimodal, self.multimodal.pictures(image_tokens_BQD), pictures)
 
     def decode_next(self, ids_BT: Tensor, cache: DecodeCache) -> Tensor:
         """Multimodal outputs [B,T,D], before the head, of the next ids [B,T]; the cache moves on by T."""
-        text_BTD = self.unimodal.step(ids_BT, cache.unimodal)
-        return self.multimodal.step(text_BTD, cache.pictures, cache.multimodal)
+        start, keep_BTS = cache.length, cache.extend(*ids_BT.shape)
+        text_BTD = self.unimodal.step(ids_BT, cache.unimodal, start, keep_BTS)
+        return self.multimodal.step(text_BTD, cache.pictures, cache.multimodal, keep_BTS)
 
     def decode_step(self, ids_BT: Tensor, cache: DecodeCache) -> Tensor:
         """Logits [B,V] after the last of the next ids [B,T]; the cache moves on by T."""
         return self.head(self.decode_next(ids_BT, cache)[:, -1])
+
+    def decode_ids(self, image_tokens_BQD: Tensor, ids_BT: Tensor) -> Tensor:
+        """Multimodal outputs [B,T,D] of ids [B,T], all at once: `decode` where no text embedding is wanted.
+
+        Where there are fewer pictures than texts, each is shared by as many consecutive texts.
+        """
+        text_BTD = self.unimodal.step(ids_BT, [None] * len(self.unimodal.blocks))
+        return self.decode(image_tokens_BQD, text_BTD)

@@ -1,4 +1,4 @@
-"""Where a matrix's numbers lie in memory: decoding multiplies a few rows by every matrix, which one order does faster."""
+"""The order of a matrix's numbers in memory: decoding multiplies few rows by every matrix, which one order does faster."""
 
 from __future__ import annotations
 

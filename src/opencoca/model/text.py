@@ -78,12 +78,16 @@ class UnimodalDecoder(nn.Module):
             x_BTD = block(x_BTD, keep_BTS=keep_BTS)
         return self.norm_cls(x_BTD[:, -1]), x_BTD[:, :length]
 
-    def step(self, ids_BT: Tensor, caches: list[KVCache]) -> Tensor:
-        """Token outputs [B,T,D] of the next positions, without [CLS], which no token ever sees."""
-        start = caches[0].length
+    def step(
+        self, ids_BT: Tensor, caches: Sequence[KVCache | None], start: int = 0, keep_BTS: Tensor | None = None
+    ) -> Tensor:
+        """Token outputs [B,T,D] of the positions from `start` on, without [CLS], which no token ever sees.
+
+        The caches hold the positions before; `keep_BTS` says what each one sees, where that isn't plainly causal.
+        """
         x_BTD = self.tokens(ids_BT) + self.positions_TD[start : start + ids_BT.shape[1]]
         for block, cache in zip(self.blocks, caches, strict=True):
-            x_BTD = block(x_BTD, cache=cache)
+            x_BTD = block(x_BTD, cache=cache, keep_BTS=keep_BTS)
         return x_BTD
 
 
@@ -112,10 +116,16 @@ class MultimodalDecoder(nn.Module):
         readers = self.blocks if self.picture_blocks is None else self.picture_blocks
         return [cast(PictureBlock | Block, reader).picture_keys_values(picture_BQD) for reader in readers]
 
-    def step(self, text_BTD: Tensor, pictures: list[KeysValues], caches: Sequence[KVCache | None]) -> Tensor:
-        """The same for the next positions only, where the caches hold the past."""
+    def step(
+        self,
+        text_BTD: Tensor,
+        pictures: list[KeysValues],
+        caches: Sequence[KVCache | None],
+        keep_BTS: Tensor | None = None,
+    ) -> Tensor:
+        """The same for the next positions only, where the caches hold the past; `keep_BTS` as in `UnimodalDecoder`."""
         for i, (picture, cache) in enumerate(zip(pictures, caches, strict=True)):
-            text_BTD = self.blocks[i](text_BTD, picture, cache)
+            text_BTD = self.blocks[i](text_BTD, picture, cache, keep_BTS)
             if self.picture_blocks is not None:
                 text_BTD = self.picture_blocks[i](text_BTD, picture)
         return self.norm_out(text_BTD)

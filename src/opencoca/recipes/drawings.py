@@ -5,6 +5,7 @@ from __future__ import annotations
 from opencoca.config import (
     Config,
     DataConfig,
+    GenerationConfig,
     ModelConfig,
     OptimConfig,
     PixelConfig,
@@ -49,5 +50,7 @@ def drawings() -> Config:
         ),
         data=DataConfig(folder="data/drawings", batch_size=128),
         pixels=PixelConfig(mean=(0.84, 0.82, 0.79), std=(0.26, 0.27, 0.3), fit="pad"),
+        # on val, 8 beams find 16% of the names of seen emoji and greedy decoding 24%: long lists of keywords win
+        generation=GenerationConfig(beams=1),
         run=RunConfig(precision="fp32", log_every_steps=20, eval_every_steps=250, checkpoint_every_steps=100),
     )
