@@ -25,7 +25,7 @@ class Args:
     """
 
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")]
-    """Name of the recipe: openmoji, paper.base, paper.large, paper.coca or tiny."""
+    """Name of the recipe: openmoji, drawings, open_clip.vit_b_32, paper.base and others; an unknown name lists them."""
     run: Path = field(kw_only=True)
     """Folder for checkpoints and metrics."""
     data: Path | None = None
