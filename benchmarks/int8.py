@@ -74,7 +74,7 @@ def kernels_avx2() -> list[dict[str, object]]:
 
 
 def kernels(shapes: Sequence[tuple[int, int]] = SHAPES) -> list[dict[str, object]]:
-    """Microseconds of one product, by shape, rows and kernel, and its errors in standard deviations of the right one."""
+    """Microseconds of one product, by shape, rows and kernel; errors in standard deviations of the right product."""
     found = []
     for inputs, outputs in shapes:
         count = max(2, POOL_BYTES // (4 * inputs * outputs))

@@ -179,13 +179,15 @@ class GenerationConfig:
     max_tokens, min_tokens: bounds of the caption's length, prompt included, start and end not.
     num_beam_groups: beams in so many groups, each of which is pushed away from what the groups before it chose by
         `diversity_penalty` per equal token.
-    length_penalty: captions are ranked by log-probability / length ** length_penalty; length counts tokens and end.
+    length_penalty: captions are ranked by log-probability / length ** length_penalty, both of what follows the prompt;
+        length counts tokens and end.
     top_k, top_p: sampling keeps the k likeliest tokens (0: all), of these the likeliest that make up top_p.
     repetition_penalty: logits of tokens that occurred already are divided (if positive, else multiplied) by it.
     no_repeat_ngram: no run of so many tokens occurs twice; 0 turns it off.
     match_weight: the similarity of picture and caption, at the trained temperature, counts so much when the best of
         several captions is chosen; 0 lets the captioner decide alone.
-    beam_scores: "log_prob", or "logit": beams sum raw logits, as open_clip's generation does (for parity only).
+    beam_scores: "log_prob", or "logit": what captions are worth in open_clip's generation, raw logits (for parity only;
+        see `infer.search`).
     """
 
     max_tokens: int = 32

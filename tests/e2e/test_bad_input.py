@@ -20,6 +20,7 @@ from opencoca import checkpoint, recipes
 from opencoca.cli.main import main
 from opencoca.config import Config, PoolerConfig
 from opencoca.errors import ConfigError
+from opencoca.interop import pulled
 from opencoca.model.init import build
 
 COMMANDS = {
@@ -299,7 +300,14 @@ def test_a_bad_model_folder(folder, capsys, command, make, what, repair):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_model_at_all(folder, capsys, command):
+def test_without_a_model_of_ones_own_the_shipped_one_serves(folder, capsys, command):
+    assert main(COMMANDS[command]) == 0
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_model_at_all(folder, capsys, monkeypatch, command):
+    monkeypatch.setattr(pulled, "SHIPPED", folder / "nothing")
     assert_refused(COMMANDS[command], capsys, "no trained model under runs/", "`coca quickstart`")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from opencoca.config import GenerationConfig
 from opencoca.errors import ConfigError, DataError
+from opencoca.infer.continuations import BLOCK, _top
 from opencoca.infer.generate import generate
 from opencoca.infer.hypotheses import Generated
 from opencoca.model.coca import CoCa
@@ -172,3 +173,13 @@ def test_weights_that_are_not_numbers_are_named(tokens: Tensor) -> None:
     for options in ({"beams": 1}, {"beams": 3}, {"temperature": 1.0}):
         with pytest.raises(DataError, match="picture 0 has no caption: the model's logits aren't finite"):
             captions(broken, tokens, **options)
+
+
+@pytest.mark.parametrize("vocab", [5, BLOCK, 4 * BLOCK, 20 * BLOCK, 20 * BLOCK + 1])
+@pytest.mark.parametrize("count", [1, 4, 12])
+def test_the_likeliest_tokens_are_found_block_by_block(vocab: int, count: int) -> None:
+    logits = torch.randn(7, vocab, generator=torch.Generator().manual_seed(0))
+    logits[1, : vocab // 2] = -math.inf
+    logits[2] = logits[2].sort(descending=True).values  # all in one block
+    count = min(count, vocab // 2)
+    assert torch.equal(_top(logits, count), logits.topk(count, dim=1).indices)

@@ -42,6 +42,7 @@ class Exported(NamedTuple):
     predictor: Predictor
     folder: Path
     int8_folder: Path
+    folder_of_large_files: Path
 
 
 def _ending(predictor: Predictor) -> Predictor:
@@ -81,7 +82,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         patch.setattr(exporter, "traced", traced_once)
         exporter.export(predictor.model, predictor.tokenizer, predictor.config, folder / "float")
         exporter.export(predictor.model, predictor.tokenizer, predictor.config, folder / "int8", int8=True)
-    yield Exported(predictor, folder / "float", folder / "int8")
+        patch.setattr(exporter, "LARGEST_FILE", 1000)
+        exporter.export(predictor.model, predictor.tokenizer, predictor.config, folder / "large")
+    yield Exported(predictor, folder / "float", folder / "int8", folder / "large")
 
 
 def test_captions_are_the_same_token_for_token(exported: Exported) -> None:
@@ -91,6 +94,15 @@ def test_captions_are_the_same_token_for_token(exported: Exported) -> None:
     assert ids == [captions[0].ids for captions in wanted]
     assert len({len(row) for row in ids}) > 2, "captions of one length leave rows that end early untested"
     assert runner.caption(PICTURES) == [captions[0].text for captions in wanted]
+
+
+def test_weights_too_large_for_one_file_stand_beside_the_graph(exported: Exported) -> None:
+    graphs = {path.stem for path in exported.folder.glob("*.onnx")}
+    assert {path.stem for path in exported.folder_of_large_files.glob("*.data")} == graphs
+    step = "decoder_step.onnx"
+    assert (exported.folder_of_large_files / step).stat().st_size < (exported.folder / step).stat().st_size
+    ids = OnnxRunner(exported.folder_of_large_files).caption_ids(PICTURES)
+    assert ids == OnnxRunner(exported.folder).caption_ids(PICTURES)
 
 
 @pytest.mark.parametrize("bounds", [{"max_tokens": 4}, {"min_tokens": 6, "max_tokens": 7}, {"max_tokens": 1000}])

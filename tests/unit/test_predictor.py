@@ -626,10 +626,10 @@ def test_scores_need_one_text_each_that_fits(predictor):
 
 def test_an_image_is_encoded_once_however_many_texts_it_has(model, monkeypatch):
     predictor, seen = Predictor(model, TOKENIZER, CONFIG, batch_size=3), []
-    image, decode = model.encode_image, model.decode_next
+    image, decode = model.encode_image, model.decode_ids
     monkeypatch.setattr(model, "encode_image", lambda pixels: seen.append(len(pixels)) or image(pixels))
     rows = []
-    monkeypatch.setattr(model, "decode_next", lambda ids, cache: rows.append(len(ids)) or decode(ids, cache))
+    monkeypatch.setattr(model, "decode_ids", lambda tokens, ids: rows.append(len(ids)) or decode(tokens, ids))
     predictor.score_matrix(PICTURES, SCORED)
     assert sum(seen) == 11 and sum(rows) == 66 and max(rows) <= 3
 

@@ -75,7 +75,7 @@ def export(model: CoCa, tokenizer: Tokenizer, config: Config, folder: Path, int8
             proto = traced(graph)
             if int8 and name == STEP:
                 proto = quantised(proto)
-            beside = proto.ByteSize() > LARGEST_FILE
+            beside = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > LARGEST_FILE
             onnx.save_model(proto, partial / f"{name}.onnx", save_as_external_data=beside, location=f"{name}.data")
         tokenizer.save(partial / TOKENIZER)
         (partial / CONFIG).write_text(json.dumps(_facts(model, tokenizer, config, int8), indent=2) + "\n")
@@ -108,8 +108,7 @@ def graphs(model: CoCa) -> dict[str, Graph]:
     pictures, pasts = picture_names(config), past_names(config, "past")
     heads, head_width, context = text.num_heads, text.width // text.num_heads, text.context_length
     rows, seen = 7, 3  # of the example inputs: torch takes 1, and what looks like another axis, for constants
-    ids = torch.ones(rows, context if text.cls_place == "at_end" else min(seen, context), dtype=torch.int64)
-    text_axes = {0: batch} if text.cls_place == "at_end" else {0: batch, 1: length}
+    ids = torch.ones(rows, min(seen, context), dtype=torch.int64)
     keys = torch.zeros(rows, heads, config.pooler.num_queries, head_width)
     held = torch.zeros(rows, heads, min(seen, context - 1), head_width)
     return {
@@ -123,7 +122,7 @@ def graphs(model: CoCa) -> dict[str, Graph]:
         TEXT: Graph(
             _TextEncoder(model),
             (ids, torch.ones_like(ids, dtype=torch.bool)),
-            (text_axes, text_axes),
+            ({0: batch, 1: length},) * 2,
             ["ids", "valid"],
             ["text_embed"],
         ),

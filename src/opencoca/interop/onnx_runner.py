@@ -110,14 +110,13 @@ class OnnxRunner:
         return captions
 
     def _ids(self, texts: Sequence[str]) -> np.ndarray:
-        """Ids int64 [U,T] as `Tokenizer.encode_batch` gives them, as long as the graph wants them."""
+        """Ids int64 [U,T] as `Tokenizer.encode_batch` gives them."""
         text = self.config.model.text
         if self.repairs_text:
             texts = [html.unescape(html.unescape(ftfy.fix_text(one))) for one in texts]
         rows = [self.tokenizer.encode(one, add_special_tokens=False).ids for one in texts]
         rows = [[self.start, *ids[: text.context_length - 2], self.end] for ids in rows]
-        wanted = self.text_encoder.get_inputs()[0].shape[1]
-        length = wanted if isinstance(wanted, int) else max(map(len, rows))
+        length = max(map(len, rows))
         return np.array([ids + [self.pad] * (length - len(ids)) for ids in rows])
 
 

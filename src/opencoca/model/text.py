@@ -63,9 +63,10 @@ class UnimodalDecoder(nn.Module):
         """
         batch, length = ids_BT.shape
         room = self.positions_TD.shape[0] - 1
-        if length < room:  # the position behind the last real token is read too
-            ids_BT, valid_BT = F.pad(ids_BT, (0, 1)), F.pad(valid_BT, (0, 1))
-        x_BTD = self.tokens(ids_BT) + self.positions_TD[: ids_BT.shape[1]]
+        # The position behind the last real token is read too; behind a text that fills the context that is [CLS]'s own.
+        ids_BT, valid_BT = F.pad(ids_BT, (0, 1)), F.pad(valid_BT, (0, 1))
+        beyond_T1 = torch.arange(length + 1, device=ids_BT.device)[:, None] == room
+        x_BTD = torch.where(beyond_T1, self.cls_D, self.tokens(ids_BT)) + self.positions_TD[: length + 1]
         cls_B1D = (self.cls_D + self.positions_TD[room]).expand(batch, 1, -1)
         x_BTD = torch.cat((x_BTD, cls_B1D), dim=1)
         positions_T = torch.arange(x_BTD.shape[1], device=ids_BT.device)
