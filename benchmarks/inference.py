@@ -4,8 +4,8 @@
     /tmp/peer/bin/python benchmarks/inference.py --model coca_ViT-B-32
     /tmp/peer/bin/python benchmarks/inference.py --model coca_ViT-L-14 --batches 1
 
-Both run the same random weights on the same pictures and make exactly 30 tokens (end is forbidden before). Whether the ids
-are identical stands beside each ratio. Runs alternate. Writes benchmarks/results/inference_MODEL.json.
+Both run the same random weights on the same pictures and make exactly 30 tokens (end is forbidden before). How many
+captions have identical ids stands beside each ratio. Runs alternate. Writes benchmarks/results/inference_MODEL.json.
 """
 
 from __future__ import annotations
