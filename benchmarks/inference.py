@@ -65,7 +65,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     peer = make_peer(args.model)
-    ours = from_open_clip(open_clip.get_model_config(args.model), peer.state_dict())
+    ours = from_open_clip(open_clip.get_model_config(args.model), peer.state_dict()).requires_grad_(False)  # as `load`
     figures: dict[str, Any] = {
         "model": args.model,
         "peer": f"open_clip_torch {open_clip.__version__}, transformers {transformers.__version__}",

@@ -44,7 +44,8 @@ def load(name: str | Path | None = None, device: str | None = None) -> Predictor
     "hf:org/name" or "hf:org/name@revision", or the name of a pulled model. None takes the newest run or pulled model,
     else the one that ships with the package.
 
-    On the CPU, float32 weights stay in their file and are read when they are first used; don't overwrite that file in
+    Weights are frozen; to train them, call `coca.model.requires_grad_()` before anything is generated. On the CPU, float32
+    weights stay in their file and are read when they are first used; don't overwrite that file in
     place meanwhile (replacing it is fine). Digests of files above 32 MiB are not verified here but by
     `coca models verify`.
 
@@ -52,7 +53,7 @@ def load(name: str | Path | None = None, device: str | None = None) -> Predictor
     """
     opened = open_model(name)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Predictor(opened.model.to(chosen), opened.tokenizer, opened.config)
+    return Predictor(opened.model.to(chosen).requires_grad_(False), opened.tokenizer, opened.config)
 
 
 def open_model(name: str | Path | None = None, digests: bool = False) -> Opened:

@@ -40,7 +40,8 @@ def _kept(logits_RV: Tensor, config: GenerationConfig) -> tuple[Tensor, Tensor]:
     if config.top_p == 1 and top_k == vocab:
         return logits_RV, torch.arange(vocab, device=logits_RV.device).expand_as(logits_RV)
     if config.top_p == 1:
-        return tuple(logits_RV.topk(top_k, dim=-1))
+        best = logits_RV.topk(top_k, dim=-1)
+        return best.values, best.indices
     size = top_k if config.top_k else min(FIRST_TOP, vocab)
     whole_R1 = None if config.top_k else logits_RV.double().logsumexp(dim=-1, keepdim=True)
     while True:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 
+from opencoca.model.blocks import Block
 from opencoca.model.coca import CoCa
 
 
@@ -16,7 +19,7 @@ def lay_out_for_decoding(model: CoCa) -> None:
     that requires gradients: fused optimizers want their state in the order of the parameters. A matrix that is the
     embedding too stays as well.
     """
-    first = model.unimodal.blocks[0].mlp.up.weight
+    first = cast(Block, model.unimodal.blocks[0]).mlp.up.weight
     if first.device.type != "cpu" or first.requires_grad or not first.is_contiguous():
         return
     with torch.inference_mode(False), torch.no_grad():  # weights must not become inference tensors
