@@ -44,10 +44,9 @@ def load(name: str | Path | None = None, device: str | None = None) -> Predictor
     "hf:org/name" or "hf:org/name@revision", or the name of a pulled model. None takes the newest run or pulled model,
     else the one that ships with the package.
 
-    Weights are frozen; to train them, call `coca.model.requires_grad_()` before anything is generated. On the CPU, float32
-    weights stay in their file and are read when they are first used; don't overwrite that file in
-    place meanwhile (replacing it is fine). Digests of files above 32 MiB are not verified here but by
-    `coca models verify`.
+    Weights are frozen; to train them, call `coca.model.requires_grad_()` before anything is generated. On the CPU,
+    float32 weights stay in their file and are read when they are first used; don't overwrite that file in place
+    meanwhile (replacing it is fine). Digests of files above 32 MiB are not verified here but by `coca models verify`.
 
     Raises: CheckpointError or ConfigError that names what is missing or doesn't fit, and the repair.
     """
