@@ -1,6 +1,6 @@
 """A folder of 10,000 pictures, 1% of them broken, through `coca caption`: nothing lost, and memory over time.
 
-Writes benchmarks/results/many_pictures.json. The pictures are the demo's, several times over (`make demo` renders them).
+Writes benchmarks/results/many_pictures.json. The pictures are the demo's, several times over (`make demo` draws them).
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
+from opencoca.config_training import DataConfig, LossConfig, OptimConfig, RunConfig
+from opencoca.config_tree import build_tree, require, require_multiple, require_positive
 from opencoca.errors import ConfigError
 
 
@@ -43,11 +43,11 @@ class VisionConfig:
     norm_input: bool = False
 
     def __post_init__(self) -> None:
-        _require_positive(self, "image_size_px", "patch_size_px", "width", "depth", "num_heads", "mlp_width")
-        _require(self.max_patches >= 0, f"max_patches {self.max_patches} must not be negative; 0 reads all patches")
-        _require_multiple(self, "image_size_px", "patch_size_px")
-        _require_multiple(self, "width", "num_heads")
-        _require(
+        require_positive(self, "image_size_px", "patch_size_px", "width", "depth", "num_heads", "mlp_width")
+        require(self.max_patches >= 0, f"max_patches {self.max_patches} must not be negative; 0 reads all patches")
+        require_multiple(self, "image_size_px", "patch_size_px")
+        require_multiple(self, "width", "num_heads")
+        require(
             0 <= self.train_patches <= self.read_patches,
             f"train_patches {self.train_patches} must be between 0 and the {self.read_patches} patches that are read",
         )
@@ -78,8 +78,8 @@ class PoolerConfig:
     num_heads: int = 0
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_queries")
-        _require(self.num_heads >= 0, f"num_heads {self.num_heads} in PoolerConfig must not be negative")
+        require_positive(self, "num_queries")
+        require(self.num_heads >= 0, f"num_heads {self.num_heads} in PoolerConfig must not be negative")
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ class TextConfig:
     cross_attention: Literal["inside", "after"] = "inside"
 
     def __post_init__(self) -> None:
-        _require_positive(self, "vocab_size", "width", "unimodal_depth", "num_heads", "mlp_width")
-        _require(self.multimodal_depth >= 0, f"multimodal_depth {self.multimodal_depth} must not be negative")
-        _require_multiple(self, "width", "num_heads")
-        _require(
+        require_positive(self, "vocab_size", "width", "unimodal_depth", "num_heads", "mlp_width")
+        require(self.multimodal_depth >= 0, f"multimodal_depth {self.multimodal_depth} must not be negative")
+        require_multiple(self, "width", "num_heads")
+        require(
             self.context_length >= 2,
             f"context_length {self.context_length} leaves no room for start and end; give at least 2",
         )
@@ -132,11 +132,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         heads = self.pooler.num_heads or self.text.num_heads
-        _require(
+        require(
             self.text.width % heads == 0,
             f"the pooler's num_heads {heads} doesn't divide the text width {self.text.width}; give one that does",
         )
-        _require(
+        require(
             0.01 <= self.init_temperature <= 1,
             f"init_temperature {self.init_temperature} must be in [0.01, 1], where training clamps it",
         )
@@ -156,6 +156,8 @@ class PixelConfig:
     resample: the filter that scales.
     indexed: opaque pictures of a colour table or of one bit are scaled "smooth", like any other, or "nearest", as
         CLIP's and OpenCLIP's preprocessing does (they scale before they look the colours up).
+    decoder: what reads JPEGs for training. "simplejpeg" reads large ones at a fraction of their size, several times as
+        fast, and other pixels come out than with "pillow"; so this is never chosen silently.
     """
 
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -164,10 +166,11 @@ class PixelConfig:
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     fill: int = 255
     indexed: Literal["smooth", "nearest"] = "smooth"
+    decoder: Literal["pillow", "simplejpeg"] = "pillow"
 
     def __post_init__(self) -> None:
-        _require(0 <= self.fill <= 255, f"fill {self.fill} must be a level from 0 (black) to 255 (white)")
-        _require(all(std > 0 for std in self.std), f"std {self.std} must be above 0: pixels are divided by it")
+        require(0 <= self.fill <= 255, f"fill {self.fill} must be a level from 0 (black) to 255 (white)")
+        require(all(std > 0 for std in self.std), f"std {self.std} must be above 0: pixels are divided by it")
 
 
 @dataclass(frozen=True)
@@ -206,126 +209,25 @@ class GenerationConfig:
     beam_scores: Literal["log_prob", "logit"] = "log_prob"
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.beams >= 1 and self.max_tokens >= 1,
             f"beams {self.beams} and max_tokens {self.max_tokens} must be at least 1",
         )
-        _require(
+        require(
             0 <= self.min_tokens <= self.max_tokens,
             f"min_tokens {self.min_tokens} must be between 0 and max_tokens {self.max_tokens}",
         )
-        _require(
+        require(
             self.num_beam_groups >= 1 and self.beams % self.num_beam_groups == 0,
             f"beams {self.beams} can't be cut into num_beam_groups {self.num_beam_groups}; take a multiple",
         )
-        _require(self.diversity_penalty >= 0, f"diversity_penalty {self.diversity_penalty} must not be negative")
-        _require(self.temperature >= 0, f"temperature {self.temperature} must not be negative; 0 is greedy")
-        _require(self.top_k >= 0, f"top_k {self.top_k} must not be negative; 0 keeps all tokens")
-        _require(0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1")
-        _require(self.repetition_penalty > 0, f"repetition_penalty {self.repetition_penalty} must be above 0")
-        _require(self.no_repeat_ngram >= 0, f"no_repeat_ngram {self.no_repeat_ngram} must not be negative")
-        _require(self.match_weight >= 0, f"match_weight {self.match_weight} must not be negative")
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the two losses (CoCa section 3.2: 1 and 2)."""
-
-    contrastive_weight: float = 1.0
-    captioning_weight: float = 2.0
-
-    def __post_init__(self) -> None:
-        _require(
-            self.contrastive_weight >= 0 and self.captioning_weight >= 0,
-            f"loss weights {self.contrastive_weight}, {self.captioning_weight} must not be negative",
-        )
-        _require(self.contrastive_weight + self.captioning_weight > 0, "both loss weights are 0: nothing to train")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """Warm-up, then linear or cosine decay to 0 at `steps`, for AdamW alone or Muon with AdamW.
-
-    optimizer: "muon" trains the hidden matrices with Muon at `muon_peak_lr` and the rest with AdamW at `peak_lr`.
-    ema_decay: the weights that are measured and shipped are a moving average with this decay; 0 turns it off.
-    """
-
-    steps: int
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    peak_lr: float = 1e-3
-    muon_peak_lr: float = 0.02
-    muon_momentum: float = 0.95
-    warmup_steps: int = 0
-    schedule: Literal["linear", "cosine"] = "linear"
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-8
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    ema_decay: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require(self.steps >= 1, f"steps {self.steps} must be at least 1")
-        _require(
-            0 <= self.warmup_steps < self.steps,
-            f"warmup_steps {self.warmup_steps} must be below steps {self.steps} and not negative; set both",
-        )
-        _require(self.peak_lr > 0, f"peak_lr {self.peak_lr} must be above 0")
-        _require(self.muon_peak_lr > 0, f"muon_peak_lr {self.muon_peak_lr} must be above 0")
-        _require(0 <= self.muon_momentum < 1, f"muon_momentum {self.muon_momentum} must be in [0, 1)")
-        _require(
-            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"beta1 {self.beta1} and beta2 {self.beta2} must be in [0, 1)"
-        )
-        _require(self.eps >= 0, f"eps {self.eps} must not be negative")
-        _require(self.weight_decay >= 0, f"weight_decay {self.weight_decay} must not be negative")
-        _require(self.clip_norm > 0, f"clip_norm {self.clip_norm} must be above 0; inf turns clipping off")
-        _require(0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay} must be in [0, 1); 0 turns it off")
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which shards, and how they are drawn.
-
-    max_shift_px: each picture is shifted by up to this many pixels both ways, white filled in; 0 turns it off.
-    text_buckets: a batch's captions are read in up to so many runs of like length, which changes no value and
-        saves padding.
-    clump_size: up to so many alike samples (one `concept`, or captions with one first word) stand side by side in the
-        order, so that a batch holds hard negatives; 1 is a plain shuffle.
-    tokenizer: a tokenizer.json, "openmoji" for the one that ships, or "train" for a new one from the captions.
-    """
-
-    folder: str
-    batch_size: int
-    train_split: str = "train"
-    val_split: str = "val"
-    max_shift_px: int = 0
-    text_buckets: int = 4
-    clump_size: int = 1
-    tokenizer: str = "train"
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "batch_size", "text_buckets", "clump_size")
-        _require(self.max_shift_px >= 0, f"max_shift_px {self.max_shift_px} must not be negative; 0 turns it off")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything about a run that doesn't change what is learned, and the seed.
-
-    precision: "fp32", "bf16" (autocast), or "auto": bf16 on a GPU that has it, else fp32.
-    """
-
-    seed: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    log_every_steps: int = 20
-    eval_every_steps: int = 0
-    checkpoint_every_steps: int = 200
-    keep_checkpoints: int = 2
-    tensorboard: bool = True
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "log_every_steps", "keep_checkpoints")
+        require(self.diversity_penalty >= 0, f"diversity_penalty {self.diversity_penalty} must not be negative")
+        require(self.temperature >= 0, f"temperature {self.temperature} must not be negative; 0 is greedy")
+        require(self.top_k >= 0, f"top_k {self.top_k} must not be negative; 0 keeps all tokens")
+        require(0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1")
+        require(self.repetition_penalty > 0, f"repetition_penalty {self.repetition_penalty} must be above 0")
+        require(self.no_repeat_ngram >= 0, f"no_repeat_ngram {self.no_repeat_ngram} must not be negative")
+        require(self.match_weight >= 0, f"match_weight {self.match_weight} must not be negative")
 
 
 @dataclass(frozen=True)
@@ -351,7 +253,7 @@ class Config:
 
         Raises: ConfigError, naming the field, where a key is unknown, missing or of the wrong type.
         """
-        return _build(cls, values, "config")
+        return build_tree(cls, values, "config")
 
     def with_values(self, assignments: Sequence[str]) -> Config:
         """A copy with fields changed by "section.field=value", the value as JSON or a bare word.
@@ -372,61 +274,3 @@ class Config:
             except json.JSONDecodeError:
                 section[name] = text
         return Config.from_dict(values)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value >= 1, f"{name} {value} in {type(config).__name__} must be at least 1")
-
-
-def _require_multiple(config: Any, name: str, unit_name: str) -> None:
-    value, unit = getattr(config, name), getattr(config, unit_name)
-    below = value // unit * unit
-    near = f"{below} and {below + unit} are" if below else f"{unit} is"
-    _require(
-        value % unit == 0,
-        f"{name} {value} in {type(config).__name__} is not a multiple of {unit_name} {unit}; {near}",
-    )
-
-
-def _build(kind: Any, value: Any, path: str) -> Any:
-    """Rebuilds dataclass `kind` from nested dicts, refusing what it doesn't know."""
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{path} should be an object, got {value!r}")
-        hints = typing.get_type_hints(kind)
-        known = {f.name: f for f in dataclasses.fields(kind)}
-        unknown = sorted(set(value) - set(known))
-        required = {n for n, f in known.items() if f.default is f.default_factory is dataclasses.MISSING}
-        missing = sorted(required - set(value))
-        if unknown or missing:
-            raise ConfigError(
-                f"{path} has unknown fields {unknown} and lacks {missing}; "
-                "was it written by another version of opencoca?"
-            )
-        return cast(Any, kind)(**{name: _build(hints[name], item, f"{path}.{name}") for name, item in value.items()})
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        ok = value in typing.get_args(kind)
-    elif origin is tuple:
-        kinds = typing.get_args(kind)
-        ok = isinstance(value, list | tuple) and len(value) == len(kinds)
-        if ok:
-            value = tuple(_build(k, item, f"{path}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
-    elif origin in (typing.Union, types.UnionType):
-        return value
-    elif kind is float:
-        ok = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(value) if ok else value
-    else:
-        ok = isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
-    if not ok:
-        wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-        raise ConfigError(f"{path} is {value!r}, which is not {wanted}; restore the file or write the model again")
-    return value

@@ -79,6 +79,19 @@ def classification_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) 
     return F.cross_entropy(at_least_fp32(logits), labels, label_smoothing=smoothing)
 
 
+def group_ids(labels: Tensor) -> Tensor:
+    """Ids [G] of labels [G,K]: pairs that share a label in any column, directly or through other pairs, share an id."""
+    ids_G = torch.arange(len(labels), device=labels.device)
+    columns = [torch.unique(column, return_inverse=True)[1] for column in labels.unbind(1)]
+    while True:
+        before_G = ids_G
+        for inverse_G in columns:
+            least = torch.full_like(ids_G, len(labels)).scatter_reduce_(0, inverse_G, ids_G, "amin")
+            ids_G = least[inverse_G]
+        if torch.equal(before_G, ids_G):
+            return ids_G
+
+
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """Autocast would run the similarities in bf16 again, whatever their inputs: 0.2 nats off at scale 100."""
     kind = device.type

@@ -82,7 +82,7 @@ def test_padding_counts_for_nothing_in_the_utilisation() -> None:
     config = changed("tiny")
     ids = torch.tensor([[1, 7, 2, 0, 0], [1, 4, 5, 6, 2], [1, 4, 5, 8, 2]])
     buckets = (TextBucket(0, 1, 3), TextBucket(1, 3, 5))
-    batch = Batch(torch.zeros(3, 3, 16, 16), ids, ids > 0, torch.arange(3), ("a", "b", "c"), buckets)
+    batch = Batch(torch.zeros(3, 3, 16, 16), ids, ids > 0, torch.arange(6).view(3, 2), ("a", "b", "c"), buckets)
     task = Pretraining(config, LossConfig())
     with (
         sdpa_kernel(SDPBackend.MATH),

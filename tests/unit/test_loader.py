@@ -14,10 +14,11 @@ from tests.support import SIZE_PX, MemorySource, png, samples, tiny_config, tiny
 from opencoca import recipes
 from opencoca.config import PixelConfig
 from opencoca.data import loader as module
-from opencoca.data.loader import PairLoader, bucket_by_length, group_alike
+from opencoca.data.loader import PairLoader, bucket_by_length
 from opencoca.data.pixels import normalise
 from opencoca.data.shards import Sample, ShardReader
 from opencoca.errors import DataError
+from opencoca.losses import group_ids
 from opencoca.model.init import build
 from opencoca.train.task import Pretraining
 
@@ -215,7 +216,7 @@ def groups(*items: tuple[str, str | None]) -> list[set[str]]:
     made = [Sample(chr(97 + i), picture, c, {"picture": d} if d else {}) for i, (c, d) in enumerate(items)]
     batch = make(made, batch_size=len(made)).batch(0)
     found = collections.defaultdict(set)
-    for key, group in zip(batch.keys, batch.group_ids.tolist(), strict=True):
+    for key, group in zip(batch.keys, group_ids(batch.labels).tolist(), strict=True):
         found[group].add(key)
     return sorted(found.values(), key=sorted)
 
@@ -235,7 +236,7 @@ def test_captions_that_are_cut_to_the_same_ids_share_a_group():
 
 def test_a_pair_that_comes_twice_in_a_batch_is_not_its_own_negative():
     batch = make(noise(3), batch_size=6).batch(1)
-    assert len(set(zip(batch.keys, batch.group_ids.tolist(), strict=True))) == 3
+    assert len(set(zip(batch.keys, group_ids(batch.labels).tolist(), strict=True))) == 3
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=9))
@@ -243,7 +244,7 @@ def test_groups_are_the_connected_components(labels):
     count = len(labels)
     joined = np.array([[any(a == b for a, b in zip(x, y, strict=True)) for y in labels] for x in labels])
     reach = np.linalg.matrix_power(joined.astype(int), count) > 0
-    ids = group_alike(*zip(*labels, strict=True))
+    ids = group_ids(torch.tensor(labels)).tolist()
     assert (np.equal.outer(ids, ids) == reach).all()
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from opencoca import recipes
 from opencoca.config import LossConfig
-from opencoca.losses import at_least_fp32, captioning_loss, classification_loss, contrastive_loss
+from opencoca.losses import at_least_fp32, captioning_loss, classification_loss, contrastive_loss, group_ids
 from opencoca.model.coca import CoCa
 from opencoca.model.init import build
 from opencoca.train.task import Pretraining
@@ -247,7 +247,7 @@ def batch() -> Batch:
     pixels = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ids = torch.tensor([[1, 7, 2, 0, 0, 0, 0], [1, 4, 5, 6, 2, 0, 0], [1, 4, 5, 6, 2, 0, 0], [1, 9, 8, 9, 8, 9, 2]])
     buckets = (TextBucket(0, 1, 3), TextBucket(1, 3, 5), TextBucket(3, 4, 7))
-    return Batch(pixels, ids, ids > 0, torch.tensor([0, 1, 1, 2]), ("a", "b", "c", "d"), buckets)
+    return Batch(pixels, ids, ids > 0, torch.tensor([[0, 0], [1, 1], [1, 2], [2, 3]]), ("a", "b", "c", "d"), buckets)
 
 
 def pretraining(contrastive: float = 1.0, captioning: float = 2.0) -> Pretraining:
@@ -296,7 +296,7 @@ def test_the_parts_are_what_the_definitions_give(model: CoCa, batch: Batch) -> N
             nats += [-log_p[t, batch.ids[row, t + 1]].item() for t in range(length - 1)]
         assert len(nats) == 2 + 4 + 4 + 6
     assert loss.parts["captioning"].item() == pytest.approx(sum(nats) / len(nats), rel=1e-10)
-    contrastive = written_out(image.embed, text.embed, 1 / 0.07, batch.group_ids.tolist())
+    contrastive = written_out(image.embed, text.embed, 1 / 0.07, group_ids(batch.labels).tolist())
     assert loss.parts["contrastive"].item() == pytest.approx(contrastive, rel=1e-7)
     assert contrastive != pytest.approx(written_out(image.embed, text.embed, 1 / 0.07, [0, 1, 2, 3]), rel=1e-3)
 

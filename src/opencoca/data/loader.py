@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -70,7 +70,7 @@ class PairLoader:
         self.clump_size, self.patch_noise = clump_size, patch_noise
         self._room = cache_bytes // (3 * image_size_px**2)
         self._cache: dict[int, np.ndarray] = {}
-        self._key_hashes = np.array([_hash64(key) for key in source.keys], dtype=np.uint64)
+        self._key_hashes = np.array([hash64(key) for key in source.keys], dtype=np.uint64)
         self._order: tuple[int, np.ndarray] | None = None
         self._kinds = alike(source) if clump_size > 1 else None
         self.fingerprint = hashlib.sha256("\n".join(source.keys).encode()).hexdigest()  # of the keys, in their order
@@ -91,15 +91,16 @@ class PairLoader:
         if self.max_shift_px:
             pictures_BHWC = self._shifted(pictures_BHWC, epochs, indices)
         ids_BT, valid_BT = self.tokenizer.encode_batch(captions, self.context_length)
-        drawings = [sample.drawing if sample.drawing is not None else i for i, sample in enumerate(samples)]
-        group_ids = torch.tensor(group_alike(drawings, [tuple(row) for row in ids_BT.tolist()]))
+        words = [hash64(row.tobytes()) for row in ids_BT.numpy()]
+        drawn = [hash64(sample.drawing if sample.drawing is not None else f"key {sample.key}") for sample in samples]
+        labels = torch.from_numpy(np.array([words, drawn], dtype=np.uint64).T.view(np.int64))
         lengths_B = valid_BT.sum(dim=1)
         order = torch.argsort(lengths_B, stable=True)
         return Batch(
             torch.from_numpy(normalise(pictures_BHWC[order], self.pixels.mean, self.pixels.std)),
             ids_BT[order],
             valid_BT[order],
-            group_ids[order],
+            labels[order],
             tuple(samples[i].key for i in order),
             bucket_by_length(lengths_B[order].tolist(), self.text_buckets),
             self._patch_noise(epochs, indices)[order] if self.patch_noise else None,
@@ -188,21 +189,10 @@ def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...
     return best[len(lengths)][1]
 
 
-def group_alike(*labellings: Sequence[Hashable]) -> list[int]:
-    """One id per row; rows that share a label in any of the labellings, directly or through other rows, share it."""
-    ids = list(range(len(labellings[0])))
-    for labels in labellings:
-        first: dict[Hashable, int] = {}
-        for row, label in enumerate(labels):
-            joined = ids[first.setdefault(label, row)]
-            if joined != ids[row]:
-                old = ids[row]
-                ids = [joined if i == old else i for i in ids]
-    return ids
-
-
-def _hash64(key: str) -> int:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+def hash64(value: str | bytes) -> int:
+    """A number of 64 bits that is the same in every process."""
+    data = value.encode() if isinstance(value, str) else value
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 
 def _mix64(x: np.ndarray) -> np.ndarray:

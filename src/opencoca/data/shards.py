@@ -28,12 +28,18 @@ BLOCK = 512
 
 
 class Sample(NamedTuple):
-    """One picture as its encoded bytes, with its caption and whatever else is known of it."""
+    """One picture as its encoded bytes, with its caption (or several) and whatever else is known of it."""
 
     key: str
     picture: bytes
     caption: str
     attributes: dict
+    more_captions: tuple[str, ...] = ()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """All captions of the picture."""
+        return (self.caption, *self.more_captions)
 
 
 class _Place(NamedTuple):

@@ -22,7 +22,7 @@ from opencoca.train.evals import Evaluation, run_evaluations
 from opencoca.train.machine import keep_freed_memory, matmul_rate, peak_memory_bytes, placement
 from opencoca.train.metrics import ConsoleSink, JsonlSink, Sink, TensorBoardSink
 from opencoca.train.optim import schedule
-from opencoca.train.state import TrainState, fresh_state, load_state, save_state
+from opencoca.train.state import Prepare, TrainState, fresh_state, load_state, save_state
 from opencoca.train.step import update
 from opencoca.train.task import Task
 from opencoca.types import Batch
@@ -35,8 +35,11 @@ def train(
     loader: PairLoader,
     tokenizer: Tokenizer,
     evaluations: list[Evaluation] | None = None,
+    prepare: Prepare | None = None,
 ) -> TrainState:
     """Trains to `config.optim.steps` in the folder `run`, from its latest checkpoint if it has one.
+
+    `prepare` changes the new model before its first step: loads weights, freezes or adds parts.
 
     Ctrl-C, unreadable data and a loss that isn't finite leave a checkpoint; after a kill the last one counts. Either
     way the same call goes on and ends with the same weights, bit for bit, on the same machine.
@@ -49,7 +52,9 @@ def train(
     steps = config.optim.steps
     with _only_writer(run):
         latest = checkpoint.latest_checkpoint(run)
-        state = load_state(latest, config, tokenizer, device) if latest else fresh_state(config, device)
+        state = (
+            load_state(latest, config, tokenizer, device, prepare) if latest else fresh_state(config, device, prepare)
+        )
         if latest and state.data != loader.fingerprint:
             raise CheckpointError(
                 f"{latest} was trained on other pairs than those of data.folder {config.data.folder}; "

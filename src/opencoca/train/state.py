@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from opencoca.model.coca import CoCa
 from opencoca.model.init import build
 from opencoca.train.muon import Muon
 from opencoca.train.optim import make_optimizers
+
+Prepare = Callable[[CoCa], None]
 
 ADAMW_STATE, MUON_STATE = ("exp_avg", "exp_avg_sq", "step"), ("momentum",)
 _CARRIED = {"step": int, "position": int, "seconds": float, "metrics": dict, "data": str, "owes_evaluation": bool}
@@ -55,9 +58,11 @@ class TrainState:
         return self.average or dict(self.model.named_parameters())
 
 
-def fresh_state(config: Config, device: torch.device) -> TrainState:
-    """The state before the first step."""
+def fresh_state(config: Config, device: torch.device, prepare: Prepare | None = None) -> TrainState:
+    """The state before the first step; `prepare` may load weights into the new model, freeze parts or add some."""
     model = build(config.model, config.run.seed, device)
+    if prepare is not None:
+        prepare(model)
     average = {n: p.detach().clone() for n, p in model.named_parameters()} if config.optim.ema_decay else {}
     return TrainState(model, make_optimizers(model, config.optim), average)
 
@@ -83,15 +88,17 @@ def save_state(folder: Path, state: TrainState, config: Config, tokenizer: Token
     )
 
 
-def load_state(folder: Path, config: Config, tokenizer: Tokenizer, device: torch.device) -> TrainState:
-    """The state of a checkpoint, bit for bit.
+def load_state(
+    folder: Path, config: Config, tokenizer: Tokenizer, device: torch.device, prepare: Prepare | None = None
+) -> TrainState:
+    """The state of a checkpoint, bit for bit; `prepare` as in `fresh_state`, so that the model has the same parts.
 
     Raises: CheckpointError where the checkpoint was made under another configuration or tokenizer.
     """
     saved = checkpoint.load(folder, training=True)
     _check_same_run(saved, config, tokenizer)
     assert saved.training is not None and saved.state is not None
-    state = fresh_state(config, device)
+    state = fresh_state(config, device, prepare)
     raw = {name[4:]: tensor for name, tensor in saved.training.items() if name.startswith("raw.")}
     checkpoint.load_weights(state.model, raw or saved.weights, saved.folder)
     for name, average in state.average.items():

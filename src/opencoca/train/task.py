@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from opencoca.config import LossConfig, ModelConfig
-from opencoca.losses import captioning_loss, contrastive_loss
+from opencoca.losses import captioning_loss, contrastive_loss, group_ids
 from opencoca.model.coca import CoCa
 from opencoca.model.flops import forward_flops
 from opencoca.types import Batch
@@ -48,7 +48,7 @@ class Pretraining:
             output.image_embed,
             output.text_embed,
             output.scale,
-            group_ids=batch.group_ids,
+            group_ids=group_ids(batch.labels),
         )
         predicts = batch.valid[:, 1:]  # the head runs on these positions only
         captioning = captioning_loss(model.caption_logits(output.decoded[predicts]), batch.ids[:, 1:][predicts])
