@@ -390,7 +390,7 @@ def test_settings_that_change_nothing_may_change(shards, tmp_path, undisturbed):
 def test_other_data_and_another_tokenizer_are_refused(shards, tmp_path, undisturbed):
     with ShardWriter(tmp_path / "fewer") as writer:
         for sample in samples()[:50]:
-            writer.add("train", *sample)
+            writer.add("train", *sample[:4])
     with pytest.raises(CheckpointError, match="trained on other pairs"):
         train_tiny(short(tmp_path / "fewer"), undisturbed)
     other = train_tokenizer([sample.caption for sample in samples()], 300, "bpe")
