@@ -123,17 +123,8 @@ def tiny_config(folder: Path, **sections: dict) -> Config:
 
 def tiny_loader(config: Config, tokenizer: Tokenizer, source=None) -> PairLoader:
     """The training loader of a configuration."""
-    return PairLoader(
-        source or ShardReader(config.data.folder, config.data.train_split),
-        tokenizer,
-        batch_size=config.data.batch_size,
-        image_size_px=config.model.vision.image_size_px,
-        context_length=config.model.text.context_length,
-        pixels=config.pixels,
-        seed=config.run.seed,
-        max_shift_px=config.data.max_shift_px,
-        text_buckets=config.data.text_buckets,
-    )
+    source = source or ShardReader(config.data.folder, config.data.train_split)
+    return PairLoader.from_config(config, source, tokenizer)
 
 
 def train_tiny(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -117,11 +119,39 @@ class TextConfig:
 
 
 @dataclass(frozen=True)
+class HeadConfig:
+    """A task's own pooler and classifier (`model.heads`), whose weights are called `tasks.NAME`.
+
+    labels: what it chooses among.
+    reads: the "encoder"'s tokens of a picture, or the multimodal "decoder"'s outputs over a question or statement.
+    pictures: so many per sample, each read alone (NLVR2 has two).
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    reads: Literal["encoder", "decoder"] = "encoder"
+    pictures: int = 1
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[a-z][a-z0-9_]*", self.name) is not None,
+            f"the head's name {self.name!r} must be of small letters, digits and _, a letter first",
+        )
+        require_positive(self, "pictures")
+        require(
+            len(self.labels) >= 2, f"the head {self.name!r} has {len(self.labels)} labels; it takes two to choose among"
+        )
+        twice = [label for label, count in Counter(self.labels).items() if count > 1]
+        require(not twice, f"the head {self.name!r} has the label {twice[:1]} twice; name each once")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One CoCa. The poolers' outputs and the joint embedding have the text width.
 
     project_embeds: both embeddings pass a linear map into the joint space before they are normalised (OpenCLIP's
         `visual.proj` and `text_projection`); the paper's sizes leave no room for one.
+    heads: what tasks have added to it.
     """
 
     vision: VisionConfig
@@ -129,6 +159,7 @@ class ModelConfig:
     pooler: PoolerConfig = field(default_factory=PoolerConfig)
     init_temperature: float = 0.07
     project_embeds: bool = False
+    heads: tuple[HeadConfig, ...] = ()
 
     def __post_init__(self) -> None:
         heads = self.pooler.num_heads or self.text.num_heads
@@ -140,6 +171,9 @@ class ModelConfig:
             0.01 <= self.init_temperature <= 1,
             f"init_temperature {self.init_temperature} must be in [0.01, 1], where training clamps it",
         )
+
+        names = [head.name for head in self.heads]
+        require(len(set(names)) == len(names), f"two heads have one name among {', '.join(names)}; rename one")
 
     @property
     def embed_dim(self) -> int:

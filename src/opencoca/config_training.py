@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,6 +46,8 @@ class OptimConfig:
         "adafactor" is the paper's, with first moments (beta1) and a fixed decay of the second (beta2).
     ema_decay: the weights that are measured and shipped are a moving average with this decay; 0 turns it off.
     layer_decay: each layer's rate is this times the one of the layer above it; 1 turns it off.
+    part_rates: parts that are trained at another rate, by their names, as "encoder=0.2" times the rate; the longest
+        name that fits counts.
     frozen: parts whose weights stay as they are, by the beginnings of their names, such as "encoder" (LiT).
     lora_rank: above 0, only low-rank updates of the attention and MLP matrices are trained, `lora_alpha / lora_rank`
         times their product added to the matrix.
@@ -64,6 +67,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     ema_decay: float = 0.0
     layer_decay: float = 1.0
+    part_rates: tuple[str, ...] = ()
     frozen: tuple[str, ...] = ()
     lora_rank: int = 0
     lora_alpha: float = 16.0
@@ -85,8 +89,28 @@ class OptimConfig:
         require(self.clip_norm > 0, f"clip_norm {self.clip_norm} must be above 0; inf turns clipping off")
         require(0 <= self.ema_decay < 1, f"ema_decay {self.ema_decay} must be in [0, 1); 0 turns it off")
         require(0 < self.layer_decay <= 1, f"layer_decay {self.layer_decay} must be in (0, 1]; 1 turns it off")
+        rates_of_parts(self.part_rates)
         require(self.lora_rank >= 0, f"lora_rank {self.lora_rank} must not be negative; 0 trains whole matrices")
         require(self.lora_alpha > 0, f"lora_alpha {self.lora_alpha} must be above 0")
+
+
+def rates_of_parts(part_rates: Sequence[str]) -> dict[str, float]:
+    """The factor of each part in `OptimConfig.part_rates`.
+
+    Raises: ConfigError for what isn't written PART=FACTOR with a factor above 0, and a part that is named twice.
+    """
+    rates: dict[str, float] = {}
+    for text in part_rates:
+        part, _, factor = text.partition("=")
+        try:
+            rate = float(factor)
+        except ValueError:
+            rate = 0.0
+        fits = bool(part) and 0 < rate < float("inf")
+        require(fits, f"part_rates has {text!r}; write PART=FACTOR, as in encoder=0.2 (optim.frozen keeps a part)")
+        require(part not in rates, f"part_rates names {part!r} twice; give it one factor")
+        rates[part] = rate
+    return rates
 
 
 @dataclass(frozen=True)

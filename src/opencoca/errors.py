@@ -19,3 +19,7 @@ class CheckpointError(OpenCoCaError):
 
 class TrainingError(OpenCoCaError):
     """A run that can't go on: a non-finite loss, a run folder that another process writes to."""
+
+
+class StoppedError(TrainingError):
+    """A run that SIGTERM ended after its step, with a checkpoint; the command exits with 143."""

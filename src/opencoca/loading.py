@@ -16,9 +16,11 @@ from opencoca.errors import CheckpointError
 from opencoca.infer.predictor import Predictor
 from opencoca.interop import hub, open_clip_folder, pulled
 from opencoca.model.coca import CoCa
+from opencoca.model.lora import merged_weights
 from opencoca.model_card import Origin
 
 RUNS = Path("runs")
+FINETUNED = "model"  # in a run folder, what a fine-tuning made of its last checkpoint
 
 
 class Opened(NamedTuple):
@@ -40,9 +42,9 @@ class Opened(NamedTuple):
 def load(name: str | Path | None = None, device: str | None = None) -> Predictor:
     """The model called `name`, ready for use.
 
-    It may be a run folder (its latest checkpoint), a model folder, a folder or weights file in OpenCLIP's layout,
-    "hf:org/name" or "hf:org/name@revision", or the name of a pulled model. None takes the newest run or pulled model,
-    else the one that ships with the package.
+    It may be a run folder (what a fine-tuning made of it, else its latest checkpoint), a model folder, a folder or
+    weights file in OpenCLIP's layout, "hf:org/name" or "hf:org/name@revision", or the name of a pulled model. None
+    takes the newest run or pulled model, else the one that ships with the package.
 
     Weights are frozen; to train them, call `coca.model.requires_grad_()` before anything is generated. On the CPU,
     float32 weights stay in their file and are read when they are first used; don't overwrite that file in place
@@ -112,9 +114,12 @@ def _open_path(path: Path, digests: bool) -> Opened:
         return _open_foreign(path, Origin(path.resolve().name), digests)  # its whole path is nobody else's business
     if not path.exists() and not checkpoint.standing(path).exists():
         raise CheckpointError(_unknown(path))
+    if (path / FINETUNED / checkpoint.MANIFEST).is_file():
+        path = path / FINETUNED
     saved = checkpoint.load(path, digests=digests)
     source = saved.folder / checkpoint.MODEL
-    model = weights.model_with(saved.config.model, saved.weights, source)
+    plain = merged_weights(saved.weights, saved.config.optim.lora_alpha)
+    model = weights.model_with(saved.config.model, plain, source)
     return Opened(model, saved.tokenizer, saved.config, saved.folder, saved.digest, saved.origin, saved.state)
 
 

@@ -30,11 +30,12 @@ class TextBucket(NamedTuple):
 class Batch(NamedTuple):
     """One batch of image-text pairs, as the loader yields it.
 
-    Shapes: pixels [B,C,H,W] normalised float; ids [B,T] int64, start .. end, padded on the right;
-    valid [B,T] bool, True on real tokens; labels [B,2] int64, hashes of the caption and of the picture: pairs that
-    share one are not each other's negatives (`losses.group_ids`); keys are the sample ids, for logs and
-    quarantine; buckets cut the rows, which stand in order of caption length, so that short ones carry little padding;
-    patch_noise [B,P] float, uniform and drawn from (seed, epoch, sample), where training reads only some patches.
+    Shapes: pixels [B,C,H,W] uint8 (`data.pixels.normalised` makes them the model's input) or normalised float;
+    ids [B,T] int64, start .. end, padded on the right; valid [B,T] bool, True on real tokens;
+    labels [B,2] int64, hashes of the caption and of the picture: pairs that share one are not each other's negatives
+    (`losses.group_ids`); keys are the sample ids, for logs and quarantine; buckets cut the rows, which stand in order
+    of caption length, so that short ones carry little padding; patch_noise [B,P] float, uniform and drawn from
+    (seed, epoch, sample), where training reads only some patches.
     """
 
     pixels: Tensor

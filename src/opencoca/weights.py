@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from opencoca.config import ModelConfig
 from opencoca.errors import CheckpointError
 from opencoca.model.coca import CoCa
+from opencoca.model.vit import resized_grid
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # what floating-point weights may be stored as
@@ -77,27 +79,55 @@ def check(model: nn.Module, weights: Mapping[str, Tensor], source: object) -> No
 
     Raises: CheckpointError, naming `source`, that lists what differs.
     """
-    own = model.state_dict()
-    missing, foreign = sorted(set(own) - set(weights)), sorted(set(weights) - set(own))
-    if isinstance(model, CoCa) and model.config.text.tie_output:
-        missing = [name for name in missing if name != "head.weight"]
-    both = sorted(set(own) & set(weights))
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in both
-        if weights[name].shape != own[name].shape
-    ]
-    types = [
-        f"{name} {_name(weights[name].dtype)} instead of {_name(own[name].dtype)}"
-        for name in both
-        if weights[name].dtype not in (DTYPES if own[name].is_floating_point() else (own[name].dtype,))
-    ]
-    if missing or foreign or shapes or types:
+    optional = {"head.weight"} if isinstance(model, CoCa) and model.config.text.tie_output else set()
+    differing = differences(weights, model.state_dict(), optional)
+    if differing:
         raise CheckpointError(
-            f"{source} doesn't fit its configuration: {_count('missing', missing)}, {_count('foreign', foreign)}, "
-            f"{_count('of another shape', shapes)}, {_count('of another type', types)}; "
-            "restore the file that was saved with it"
+            f"{source} doesn't fit its configuration: {differing}; restore the file that was saved with it"
         )
+
+
+def differences(weights: Mapping[str, Tensor], wanted: Mapping[str, Tensor], optional: Collection[str] = ()) -> str:
+    """What differs in names, shapes and types, in words; nothing if the weights fit. Any float passes for another."""
+    both = sorted(set(wanted) & set(weights))
+    found = {
+        "missing": sorted(set(wanted) - set(weights) - set(optional)),
+        "foreign": sorted(set(weights) - set(wanted)),
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} instead of {tuple(wanted[name].shape)}"
+            for name in both
+            if weights[name].shape != wanted[name].shape
+        ],
+        "of another type": [
+            f"{name} {_name(weights[name].dtype)} instead of {_name(wanted[name].dtype)}"
+            for name in both
+            if weights[name].dtype not in (DTYPES if wanted[name].is_floating_point() else (wanted[name].dtype,))
+        ],
+    }
+    return ", ".join(_count(what, names) for what, names in found.items() if names)
+
+
+def resized_positions(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a model for the picture size of `config`: its table of patch positions is interpolated.
+
+    The result computes what the model itself does for pictures of that size. Nothing else changes, and nothing at all
+    where the size is the same.
+
+    Raises: CheckpointError where the table is of no square grid.
+    """
+    name, vision = "encoder.positions_PD", config.vision
+    table = weights.get(name)
+    if table is None:
+        return dict(weights)
+    before, first = len(table) - vision.class_token, int(vision.class_token)  # the class token's position comes first
+    grid = math.isqrt(max(0, before))
+    if table.dim() != 2 or grid == 0 or grid**2 != before:
+        raise CheckpointError(
+            f"{name} has shape {list(table.shape)}, which is no square grid of patches"
+            f"{' behind a class token' if first else ''}; set model.vision.class_token as in the model they are from"
+        )
+    patches_PD = resized_grid(table[first:], (grid, grid), (vision.grid, vision.grid))
+    return dict(weights) | {name: torch.cat((table[:first], patches_PD))}
 
 
 def stored_as(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

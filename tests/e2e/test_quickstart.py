@@ -76,7 +76,7 @@ def test_results_and_report_hold_the_same_figures(outcome: Outcome) -> None:
 def test_a_finished_quickstart_trains_no_further(outcome: Outcome, home: Path) -> None:
     """The second call finds everything done: same weights, same figures."""
     run = home / "runs/quickstart"
-    latest = (run / "checkpoints/latest").read_text().strip()
+    latest = (run / "checkpoints/latest").read_text().split()[0]
     weights = (run / "checkpoints" / latest / "model.safetensors").read_bytes()
     again = quickstart(run, home / "data/openmoji", say=lambda line: None, config=short(recipes.get("openmoji")))
     assert (run / "checkpoints" / latest / "model.safetensors").read_bytes() == weights

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tests.support import MemorySource, samples, tiny_config, tiny_loader, tiny_tokenizer
 
+from opencoca.data.pixels import normalised
 from opencoca.train.state import fresh_state
 from opencoca.train.step import update
 from opencoca.train.task import Pretraining
@@ -48,7 +49,7 @@ def trace(threads: int = 1, dtype: torch.dtype = torch.float32, seed: int = 0) -
         )
         losses = []
         for batch, _ in loader.batches():
-            batch = batch._replace(pixels=batch.pixels.to(dtype))
+            batch = batch._replace(pixels=normalised(batch.pixels, config.pixels).to(dtype))
             values = update(state, task, batch, config, torch.autocast("cpu", torch.bfloat16, enabled=False))
             losses.append((values["contrastive"].item(), values["captioning"].item()))
             if len(losses) == 10:

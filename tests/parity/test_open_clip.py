@@ -6,9 +6,11 @@ The golden values are of torch 2.15 on a CPU, fp32 (tests/parity/data/open_clip_
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from opencoca import recipes
+from opencoca.config import Config
 from opencoca.errors import CheckpointError, ConfigError
 from opencoca.interop.open_clip import (
     config_from_open_clip,
@@ -157,11 +160,47 @@ def test_weights_that_do_not_fit_are_named() -> None:
         from_open_clip(MODEL_CFG, wrong)
     for part in (
         "1 missing (visual.proj)",
-        "1 unexpected (logit_bias)",
-        "text.cls_emb is [3] and should be [64]",
-        "int64",
+        "1 foreign (logit_bias)",
+        "text.cls_emb (3,) instead of (64,)",
+        "visual.class_embedding int64 instead of float32",
     ):
         assert part in str(caught.value)
+
+
+WRONG = (None, "many", [1, 2], {"a": 1}, True, -1, 0, 1.5)
+
+
+@pytest.mark.parametrize("value", WRONG, ids=str)
+@pytest.mark.parametrize(
+    "place",
+    [
+        *(f"model_cfg.vision_cfg.{name}" for name in ("image_size", "width", "layers", "head_width", "patch_size")),
+        *(f"model_cfg.text_cfg.{name}" for name in ("width", "heads", "layers", "vocab_size", "context_length")),
+        *("model_cfg.vision_cfg.mlp_ratio", "model_cfg.multimodal_cfg.layers", "model_cfg.vision_cfg"),
+        *(f"preprocess_cfg.{name}" for name in ("mean", "std", "resize_mode", "interpolation", "fill_color", "mode")),
+        *("model_cfg", "preprocess_cfg", "model_cfg.vision_cfg.attn_pooler_queries"),
+    ],
+)
+def test_a_foreign_configuration_is_read_or_refused_in_one_line(place: str, value: object) -> None:
+    whole = copy.deepcopy({"model_cfg": MODEL_CFG, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}})
+    *sections, name = place.split(".")
+    section: Any = whole
+    for part in sections:
+        section = section[part]
+    section[name] = value
+    fits = [("fill_color", 0), ("mlp_ratio", 1.5)]
+    try:
+        config = config_from_open_clip(whole)
+    except ConfigError as error:
+        assert "\n" not in str(error) and name in str(error)
+        return
+    assert (name, value) in fits and isinstance(config, Config)
+
+
+@pytest.mark.parametrize("whole", [None, "x", [], 3])
+def test_a_configuration_that_is_no_object_is_refused(whole: Any) -> None:
+    with pytest.raises(ConfigError, match=r"open_clip_config\.json is .* not an object"):
+        config_from_open_clip(whole)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,13 @@ def test_what_is_missing_or_old_is_said_with_its_repair(monkeypatch, capsys):
     assert "speed" not in report
 
 
+def test_a_gpu_that_is_there_but_unused_is_named(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert checkup._device()["gpu"] is None or "MPS" in checkup._device()["gpu"]
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert "MPS" in checkup._device()["gpu"]
+
+
 def test_a_package_that_does_not_load_is_a_problem_and_not_the_end(monkeypatch, capsys):
     real = importlib.import_module
 

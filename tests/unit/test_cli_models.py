@@ -135,7 +135,7 @@ def test_verify_finds_what_loading_may_not(home, capsys, monkeypatch):
     folder = tiny.save_model(home / "models" / "some--coca")
     path = folder / checkpoint.MODEL
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    monkeypatch.setattr(checkpoint, "ALWAYS_DIGESTED_BYTES", 0)
+    monkeypatch.setattr(checkpoint.folders, "ALWAYS_DIGESTED_BYTES", 0)
     load("coca", device="cpu")
     assert str(path) in refused(capsys, "models", "verify", "coca")
 
@@ -279,5 +279,5 @@ def test_a_model_of_the_paper_has_no_place_in_their_layout(tmp_path, capsys):
 def test_damage_is_not_converted(tmp_path, capsys, monkeypatch):
     path = tiny.save_model(tmp_path / "model") / checkpoint.MODEL
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    monkeypatch.setattr(checkpoint, "ALWAYS_DIGESTED_BYTES", 0)
+    monkeypatch.setattr(checkpoint.folders, "ALWAYS_DIGESTED_BYTES", 0)
     assert "isn't the file that was saved" in refused(capsys, "convert", "model", "out")

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from opencoca.data.loader import alike, clumped
+from opencoca.data.order import alike, clumped
 
 
 class Described(NamedTuple):

@@ -15,6 +15,7 @@ from opencoca import recipes
 from opencoca.config import (
     Config,
     DataConfig,
+    HeadConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -80,7 +81,9 @@ def value_at(config: Config, path: str) -> Any:
 OTHER_VALUES = {
     "data.mixture": ("a=1", "b=2"),
     "data.randaugment": (2, 9),
+    "model.heads": (HeadConfig("vqa", ("yes", "no"), "decoder"), HeadConfig("nlvr2", ("true", "false"), "decoder", 2)),
     "optim.frozen": ("encoder", "unimodal"),
+    "optim.part_rates": ("encoder=0.2", "tasks.vqa=2"),
     "run.max_loss_spike": 4.0,
 }
 
@@ -102,11 +105,12 @@ def another(value: Any, kind: Any) -> Any:
 def test_every_field_survives_json_and_the_command_line(path: str, kind: Any) -> None:
     tiny = recipes.tiny.tiny()
     value = OTHER_VALUES.get(path) or another(value_at(tiny, path), kind)
-    config = Config.from_dict(json.loads(json.dumps(changed(path, value))))
+    text = json.dumps(value, default=dataclasses.asdict)
+    config = Config.from_dict(json.loads(json.dumps(changed(path, json.loads(text)))))
     assert value_at(config, path) == value != value_at(tiny, path)
     assert type(value_at(config, path)) is type(value)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert tiny.with_values([f"{path}={json.dumps(value)}"]) == config
+    assert tiny.with_values([f"{path}={text}"]) == config
 
 
 def test_fields_with_defaults_may_be_left_out() -> None:

@@ -1,28 +1,26 @@
-"""The training loader: its order and augmentation are functions of seed and position, and no pair is lost."""
+"""What is in the loader's batches: rows that belong together, on each rank its own, and which are not negatives."""
 
 import collections
 import itertools
-import math
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support import SIZE_PX, MemorySource, png, samples, tiny_config, tiny_tokenizer, write_shards
+from tests.pairs import TOKENIZER, make, noise
+from tests.support import samples, tiny_config, write_shards
 
 from opencoca import recipes
 from opencoca.config import PixelConfig
-from opencoca.data import loader as module
-from opencoca.data.loader import PairLoader, bucket_by_length
-from opencoca.data.pixels import normalise
+from opencoca.data.augment import Augmentation
+from opencoca.data.loader import bucket_by_length
+from opencoca.data.pixels import normalised, open_picture
 from opencoca.data.shards import Sample, ShardReader
 from opencoca.errors import DataError
 from opencoca.losses import group_ids
 from opencoca.model.init import build
 from opencoca.train.task import Pretraining
-
-TOKENIZER = tiny_tokenizer()
 
 
 @pytest.fixture(autouse=True)
@@ -33,107 +31,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def noise(count: int, size_px: int = SIZE_PX) -> list[Sample]:
-    """Pictures without a white pixel, each unlike the others, with captions of equal length."""
-    generator = np.random.default_rng(7)
-    pictures = generator.integers(0, 250, (count, size_px, size_px, 3), dtype=np.uint8)
-    return [Sample(f"k{i:03d}", png(picture), f"c{i:03d}", {}) for i, picture in enumerate(pictures)]
-
-
-def make(source, seed: int = 0, **options) -> PairLoader:
-    source = source if hasattr(source, "keys") else MemorySource(source)
-    options = {"batch_size": 4, "image_size_px": SIZE_PX, "context_length": 16, "pixels": PixelConfig()} | options
-    return PairLoader(source, TOKENIZER, seed=seed, **options)
-
-
-def same(a, b) -> bool:
-    tensors = all(torch.equal(x, y) for x, y in zip(a[:4], b[:4], strict=True))
-    return tensors and a.keys == b.keys and a.buckets == b.buckets
-
-
-def stream(loader: PairLoader, first: int, count: int) -> list[str]:
-    """The keys in the order in which they are drawn."""
-    return [make_single(loader).batch(i).keys[0] for i in range(first, first + count)]
-
-
-def make_single(loader: PairLoader) -> PairLoader:
-    return make(loader.source, loader.seed, batch_size=1)
-
-
-# --- patch noise ---
-
-
-def test_patch_noise_is_drawn_from_seed_epoch_and_sample_alone():
-    whole = make(noise(8), 3, batch_size=8, patch_noise=500).batch(0)
-    drawn = dict(zip(whole.keys, whole.patch_noise, strict=True))
-    for position in range(8):
-        alone = make(noise(8), 3, batch_size=1, patch_noise=500).batch(position)
-        assert torch.equal(alone.patch_noise[0], drawn[alone.keys[0]])
-    later = make(noise(8), 3, batch_size=8, patch_noise=500).batch(8)
-    other = make(noise(8), 4, batch_size=8, patch_noise=500).batch(0)
-    for batch in (later, other):
-        assert not any(torch.equal(row, drawn[key]) for key, row in zip(batch.keys, batch.patch_noise, strict=True))
-    assert whole.patch_noise.min() >= 0 and whole.patch_noise.max() < 1
-    assert whole.patch_noise.mean().item() == pytest.approx(0.5, abs=0.03)
-    assert whole.patch_noise.unique().numel() > 3900
-
-
-def test_without_patch_noise_there_is_none():
-    assert make(noise(4)).batch(0).patch_noise is None
-
-
-# --- order ------------------------------------------------------------------------------------------------------
-
-
-def test_any_position_gives_the_batch_that_walking_there_gives(tmp_path):
-    source = ShardReader(write_shards(tmp_path), "train")
-    options = {"max_shift_px": 2, "text_buckets": 3, "batch_size": 7}
-    walking = make(source, 5, **options).batches()
-    walked = [next(walking) for _ in range(20)]
-    assert [position for _, position in walked] == list(range(7, 141, 7))
-    for i in (19, 0, 8, 9, 3):  # 60 pairs: the batch from 56 spans two epochs
-        fresh = make(ShardReader(tmp_path, "train"), 5, **options)
-        assert same(fresh.batch(7 * i), walked[i][0])
-        batch, position = next(fresh.batches(7 * i))
-        assert same(batch, walked[i][0]) and position == 7 * (i + 1)
-
-
-@pytest.mark.parametrize(("count", "batch_size"), [(7, 3), (10, 4), (5, 8), (1, 3), (6, 6)])
-def test_every_pair_comes_once_an_epoch(count, batch_size):
-    loader = make(noise(count), batch_size=batch_size)
-    batches = loader.batches()
-    drawn = [sorted(next(batches)[0].keys) for _ in range(math.lcm(count, batch_size) // batch_size + 3)]
-    order = stream(loader, 0, len(drawn) * batch_size)
-    for epoch in range(len(order) // count):
-        assert sorted(order[epoch * count : (epoch + 1) * count]) == sorted(loader.source.keys)
-    assert drawn == [sorted(order[i * batch_size : (i + 1) * batch_size]) for i in range(len(drawn))]
-
-
-def test_seeds_and_epochs_differ_in_order():
-    source = MemorySource(noise(12))
-    orders = {tuple(stream(make(source, seed), epoch * 12, 12)) for seed in (0, 1, 2) for epoch in (0, 1, 2)}
-    assert len(orders) == 9
-    assert stream(make(source, 1), 0, 12) == stream(make(source, 1), 0, 12)
-
-
-@pytest.mark.parametrize("clump_size", [2, 5])
-def test_clumps_of_alike_pairs_lose_none_and_stay_side_by_side(clump_size):
-    items = [item._replace(attributes={"concept": item.caption.split()[0]}) for item in samples()]
-    loader, epochs = make(items, 1, batch_size=72, clump_size=clump_size), []
-    single = make(items, 1, batch_size=1, clump_size=clump_size)
-    for epoch in (0, 1):
-        order = [single.batch(72 * epoch + i).keys[0] for i in range(72)]
-        assert sorted(order) == sorted(loader.batch(72 * epoch).keys) == sorted(item.key for item in items)
-        colours = [key.split("-")[0] for key in order]
-        runs = [len(list(run)) for _, run in itertools.groupby(colours)]
-        assert len(runs) <= 6 * math.ceil(12 / clump_size)  # 6 colours, each with 12 pairs
-        epochs.append(order)
-    assert epochs[0] != epochs[1]
-
-
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**80])
 def test_any_integer_is_a_seed(seed):
-    assert make(noise(3), seed, max_shift_px=1).batch(0).pixels.isfinite().all()
+    options = {"augmentation": Augmentation(max_shift_px=1), "patch_noise": 3}
+    assert make(noise(3), seed, **options).batch(0).patch_noise.isfinite().all()
 
 
 def test_an_empty_split_is_refused():
@@ -147,19 +48,16 @@ def test_the_fingerprint_tells_other_data():
     assert len(prints) == 3 and make(items).fingerprint in prints
 
 
-# --- what is in a batch -----------------------------------------------------------------------------------------
-
-
 def test_rows_belong_together_and_stand_by_length():
     items = {item.key: item for item in samples()}
     batch = make(list(items.values()), batch_size=32, text_buckets=3).batch(0)
     lengths = batch.valid.sum(dim=1)
     assert lengths.tolist() == sorted(lengths.tolist()) and len(set(lengths.tolist())) > 2
-    assert batch.pixels.dtype == torch.float32 and batch.ids.dtype == torch.int64 and batch.valid.dtype == torch.bool
+    assert batch.pixels.dtype == torch.uint8 and batch.ids.dtype == torch.int64 and batch.valid.dtype == torch.bool
     for row, key in enumerate(batch.keys):
         assert TOKENIZER.decode(batch.ids[row]) == items[key].caption
-        picture = np.asarray(module.open_picture(items[key].picture))
-        assert torch.equal(batch.pixels[row], torch.from_numpy(normalise(picture, (0.5,) * 3, (0.5,) * 3))[0])
+        picture = np.array(open_picture(items[key].picture))
+        assert torch.equal(batch.pixels[row], torch.from_numpy(picture).permute(2, 0, 1))
     for first, last, length in batch.buckets:
         assert lengths[last - 1] == length and not batch.valid[first:last, length:].any()
 
@@ -192,7 +90,7 @@ def test_buckets_change_neither_losses_nor_gradients(most):
     config = recipes.tiny.tiny()
     model, task = build(config.model, seed=1).double(), Pretraining(config.model, config.loss)
     batch = make(samples(), batch_size=24, text_buckets=most).batch(0)
-    batch = batch._replace(pixels=batch.pixels.double())
+    batch = batch._replace(pixels=normalised(batch.pixels, PixelConfig()).double())
     assert 1 <= len(batch.buckets) <= most and (most == 1) == (len(batch.buckets) == 1)
     results = []
     for buckets in (batch.buckets, ()):
@@ -205,6 +103,57 @@ def test_buckets_change_neither_losses_nor_gradients(most):
         results.append([output.image_embed, output.text_embed, decoded, loss.total, *loss.parts.values(), *gradients])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_patch_noise_is_drawn_from_seed_epoch_and_sample_alone():
+    whole = make(noise(8), 3, batch_size=8, patch_noise=500).batch(0)
+    drawn = dict(zip(whole.keys, whole.patch_noise, strict=True))
+    for position in range(8):
+        alone = make(noise(8), 3, batch_size=1, patch_noise=500).batch(position)
+        assert torch.equal(alone.patch_noise[0], drawn[alone.keys[0]])
+    later = make(noise(8), 3, batch_size=8, patch_noise=500).batch(8)
+    other = make(noise(8), 4, batch_size=8, patch_noise=500).batch(0)
+    for batch in (later, other):
+        assert not any(torch.equal(row, drawn[key]) for key, row in zip(batch.keys, batch.patch_noise, strict=True))
+    assert whole.patch_noise.min() >= 0 and whole.patch_noise.max() < 1
+    assert whole.patch_noise.mean().item() == pytest.approx(0.5, abs=0.03)
+    assert whole.patch_noise.unique().numel() > 3900
+
+
+def test_without_patch_noise_there_is_none():
+    assert make(noise(4)).batch(0).patch_noise is None
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_out_the_rows_of_one_rank(world):
+    """Each row is the same to the bit, wherever it is read."""
+    options = {"batch_size": 24, "augmentation": Augmentation((0.5, 1.0), True, (2, 9), 1), "patch_noise": 6}
+    whole = make(samples(), 3, **options)
+    ranks = [make(samples(), 3, rank=rank, world=world, text_buckets=3, **options) for rank in range(world)]
+    for position in (0, 24, 61):
+        batch = whole.batch(position)
+        draws = [row.numpy().tobytes() for row in batch.patch_noise]  # a sample may come in two epochs
+        rows = {draw: (batch.keys[i], *(tensor[i] for tensor in batch[:4])) for i, draw in enumerate(draws)}
+        order = [whole.source.keys[i] for i in whole._order.at(np.arange(position, position + 24))[1]]
+        for rank, loader in enumerate(ranks):
+            part = loader.batch(position)
+            assert sorted(part.keys) == sorted(order[rank * 24 // world : (rank + 1) * 24 // world])
+            assert sorted(part.valid.sum(1).tolist()) == part.valid.sum(1).tolist()
+            assert [b.first for b in part.buckets] == [0, *(b.last for b in part.buckets[:-1])]
+            width = part.ids.shape[1]
+            for i, key in enumerate(part.keys):
+                there, pixels, ids, valid, labels = rows[part.patch_noise[i].numpy().tobytes()]
+                assert there == key and torch.equal(part.pixels[i], pixels) and torch.equal(part.labels[i], labels)
+                assert torch.equal(part.ids[i], ids[:width]) and torch.equal(part.valid[i], valid[:width])
+                assert not valid[width:].any()
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused():
+    with pytest.raises(DataError, match="batch_size 6 isn't a multiple of the 4 ranks; take 4 or 8"):
+        make(noise(8), batch_size=6, world=4)
 
 
 # --- which pairs are not negatives ------------------------------------------------------------------------------
@@ -248,95 +197,9 @@ def test_groups_are_the_connected_components(labels):
     assert (np.equal.outer(ids, ids) == reach).all()
 
 
-# --- augmentation -----------------------------------------------------------------------------------------------
-
-
-def shift_of(shifted: np.ndarray, picture: np.ndarray, most: int) -> tuple[int, int]:
-    """By how much a picture was moved, white filled in; fails where it wasn't."""
-    padded = np.pad(picture, ((most, most), (most, most), (0, 0)), constant_values=255)
-    size = len(picture)
-    found = [
-        (y - most, x - most)
-        for y in range(2 * most + 1)
-        for x in range(2 * most + 1)
-        if (padded[y : y + size, x : x + size] == shifted).all()
-    ]
-    assert len(found) == 1
-    return found[0]
-
-
-@pytest.mark.parametrize("most", [1, 3])
-def test_shifts_are_bounded_white_and_differ_between_epochs(most):
-    items = noise(40)
-    pictures = {item.key: np.asarray(module.open_picture(item.picture)) for item in items}
-
-    def shifts(seed: int, epoch: int) -> dict[str, tuple[int, int]]:
-        batch = make(items, seed, batch_size=40, max_shift_px=most).batch(40 * epoch)
-        pixels = np.rint((batch.pixels.numpy() * 0.5 + 0.5) * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-        return {k: shift_of(p, pictures[k], most) for k, p in zip(batch.keys, pixels, strict=True)}
-
-    first = shifts(0, 0)
-    assert first == shifts(0, 0)
-    others = [shifts(0, 1), shifts(0, 2), shifts(1, 0)]
-    expected = 40 / (2 * most + 1) ** 2  # as many stay where they were by chance
-    for other in others:
-        assert sum(first[key] == other[key] for key in first) < expected + 4 * math.sqrt(expected)
-    seen = collections.Counter(shift for all_of in (first, *others) for shift in all_of.values())
-    side = range(-most, most + 1)
-    assert {y for y, _ in seen} == set(side) == {x for _, x in seen}
-    assert len(seen) > 0.85 * len(side) ** 2
-
-
-def test_a_shift_depends_on_the_pair_and_not_on_its_batch():
-    items = noise(12)
-
-    def by_key(batch_size):
-        loader = make(items, 3, max_shift_px=2, batch_size=batch_size)
-        batches = [loader.batch(p) for p in range(0, 12, batch_size)]
-        return {k: p for b in batches for k, p in zip(b.keys, b.pixels, strict=True)}
-
-    alone, together = by_key(1), by_key(12)
-    assert all(torch.equal(alone[key], together[key]) for key in alone)
-
-
-def test_no_shift_leaves_the_pictures_as_they_are():
-    a, b = (make(noise(4)).batch(epoch * 4) for epoch in (0, 1))
-    assert torch.equal(a.pixels[np.argsort(a.keys)], b.pixels[np.argsort(b.keys)])
-
-
-# --- decoding ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("room", "decoded"), [(0, 30), (4, 10 + 6 + 6), (10, 10), (100, 10)])
-def test_the_cache_is_bounded_and_saves_decoding(monkeypatch, room, decoded):
-    plain = make(noise(10), batch_size=10)
-    expected = [plain.batch(10 * epoch) for epoch in range(3)]
-    calls, opened = [], module.open_picture
-    monkeypatch.setattr(module, "open_picture", lambda *args, **kw: calls.append(1) or opened(*args, **kw))
-    loader = make(noise(10), batch_size=10, cache_bytes=room * 3 * SIZE_PX**2 + 5)
-    assert all(same(loader.batch(10 * epoch), expected[epoch]) for epoch in range(3))
-    assert sum(picture.nbytes for picture in loader._cache.values()) <= room * 3 * SIZE_PX**2
-    assert len(calls) == decoded
-
-
-def test_a_damaged_picture_is_named():
-    items = noise(3)
-    items[1] = items[1]._replace(picture=items[1].picture[:60])
-    with pytest.raises(DataError, match="k001") as caught:
-        make(items, batch_size=3).batch(0)
-    assert "\n" not in str(caught.value)
-
-
-def test_pictures_of_any_shape_are_made_to_fit():
-    tall = Sample("tall", png(np.zeros((90, 20, 3), np.uint8)), "black bar", {})
-    batch = make([tall, *noise(1, size_px=50)], batch_size=2, pixels=PixelConfig(fit="pad")).batch(0)
-    assert batch.pixels.shape == (2, 3, SIZE_PX, SIZE_PX)
-    assert (batch.pixels[batch.keys.index("tall")] == 1).any()
-
-
 def test_the_recipe_feeds_the_model(tmp_path):
     config = tiny_config(write_shards(tmp_path))
     reader = ShardReader(tmp_path, "train")
     batch = make(reader, batch_size=config.data.batch_size, text_buckets=config.data.text_buckets).batch(0)
-    output = build(config.model)(batch.pixels, batch.ids, batch.valid, batch.buckets)
+    output = build(config.model)(normalised(batch.pixels, config.pixels), batch.ids, batch.valid, batch.buckets)
     assert output.image_embed.shape == (8, config.model.embed_dim) and output.decoded.isfinite().all()

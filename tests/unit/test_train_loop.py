@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 import os
 import signal
@@ -31,7 +32,7 @@ from opencoca.train import loop
 from opencoca.train.metrics import ConsoleSink, JsonlSink, read_jsonl
 from opencoca.train.state import fresh_state
 from opencoca.train.step import update
-from opencoca.train.task import Pretraining, TaskLoss
+from opencoca.train.task import Outcome, Pretraining
 from opencoca.types import Batch
 
 CPU = torch.device("cpu")
@@ -60,16 +61,21 @@ class CrashError(Exception):
 
 
 class Watched(Pretraining):
-    """Pretraining that calls `act` before the loss of 1-based step `at`."""
+    """Pretraining that calls `act` on what the 1-based step `at` makes of its batch."""
 
     def __init__(self, config, at: int, act) -> None:
         super().__init__(config.model, config.loss)
         self.at, self.act, self.steps = at, act, 0
 
-    def loss(self, model: CoCa, batch: Batch) -> TaskLoss:
+    def forward(self, model: CoCa, batch: Batch) -> Outcome:
         self.steps += 1
-        loss = super().loss(model, batch)
-        return (self.act(loss) or loss) if self.steps == self.at else loss
+        outcome = super().forward(model, batch)
+        return (self.act(outcome) or outcome) if self.steps == self.at else outcome
+
+
+def with_sum(change):
+    """An action that changes the captioning sum."""
+    return lambda outcome: outcome._replace(sums={"captioning": change(outcome.sums["captioning"])})
 
 
 class Probe:
@@ -156,7 +162,7 @@ def test_rows_are_whole_and_plausible(undisturbed, shards):
     for row in losses:
         assert row.keys() == {
             "step", "loss", "contrastive", "captioning", "scale", "gradient_norm",
-            "learning_rate", "samples_per_s", "matmul_gflops", "mfu", "data_wait", "peak_memory_gb",
+            "learning_rate", "samples_per_s", "tokens_per_s", "matmul_gflops", "mfu", "data_wait", "peak_memory_gb",
         }  # fmt: skip
         assert all(math.isfinite(value) for value in row.values())
         assert row["loss"] == pytest.approx(row["contrastive"] + 2 * row["captioning"], rel=1e-5)
@@ -279,7 +285,7 @@ def test_a_crash_goes_on_from_the_last_checkpoint_and_its_rows(shards, tmp_path,
     assert_same(final(tmp_path / "run"), final(undisturbed))
 
     def numbers(run):
-        timed = ("samples_per_s", "mfu", "data_wait", "peak_memory_gb", "probe/calls")
+        timed = ("samples_per_s", "tokens_per_s", "mfu", "data_wait", "peak_memory_gb", "probe/calls")
         return [{name: value for name, value in row.items() if name not in timed} for row in rows(run)]
 
     assert numbers(tmp_path / "run") == numbers(undisturbed)
@@ -297,7 +303,7 @@ def test_a_crash_before_the_first_checkpoint_starts_afresh(shards, tmp_path, und
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_run_with_finite_weights(shards, tmp_path, undisturbed, bad):
     config = short(shards)
-    task = Watched(config, 8, lambda loss: loss._replace(total=loss.total * bad))
+    task = Watched(config, 8, with_sum(lambda nats: nats * bad))
     with pytest.raises(TrainingError, match=r"step 7: .*weights are unchanged") as caught:
         train_tiny(config, tmp_path / "run", [Probe()], task)
     assert "\n" not in str(caught.value)
@@ -307,18 +313,32 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_finite_weights(shards, tmp_
     assert_same(final(tmp_path / "run"), final(undisturbed))
 
 
-def test_a_damaged_picture_ends_the_run_by_name_and_leaves_a_checkpoint(tmp_path, undisturbed):
-    broken = samples()[7]
-    with ShardWriter(tmp_path / "data") as writer:
-        for sample in samples():
-            picture = sample.picture[:70] if sample.key == broken.key else sample.picture
+def with_damage(folder: Path, every: int) -> Path:
+    """The drawings as shards, every so manyth with a picture that is cut short."""
+    with ShardWriter(folder) as writer:
+        for i, sample in enumerate(samples()):
+            picture = sample.picture[:70] if i % every == 0 else sample.picture
             writer.add("train", sample.key, picture, sample.caption, sample.attributes)
-    config = short(tmp_path / "data", data={"batch_size": 5})
-    with pytest.raises(DataError, match=broken.key):
+    return folder
+
+
+def test_damaged_pictures_are_left_out_counted_and_listed(tmp_path):
+    config = short(with_damage(tmp_path / "data", every=24))
+    train_tiny(config, tmp_path / "run")
+    last = rows(tmp_path / "run")[-1]
+    listed = [json.loads(line)["key"] for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    damaged = {sample.key for sample in samples()[::24]}
+    assert last["step"] == 12 and last["skipped"] >= len(listed) > 0
+    assert set(listed) <= damaged and len(set(listed)) == len(listed)
+    assert last["skipped_share"] == pytest.approx(last["skipped"] / (12 * 8 + last["skipped"]))
+
+
+def test_too_much_damage_ends_the_run_and_leaves_a_checkpoint(tmp_path):
+    config = short(with_damage(tmp_path / "data", every=3), data={"max_skip_fraction": 0.005})
+    with pytest.raises(DataError, match=r"of \d+ pairs couldn't be read .*max_skip_fraction 0\.005") as caught:
         train_tiny(config, tmp_path / "run")
-    done = {row["step"] for row in rows(tmp_path / "run")}
-    if done:
-        assert checkpoint.resolve(tmp_path / "run").name == f"step-{max(done):08d}"
+    assert "\n" not in str(caught.value) and "quarantine.jsonl" in str(caught.value)
+    assert 1 <= checkpoint.load(tmp_path / "run", training=True).state["step"] < 12  # pyright: ignore
 
 
 def test_a_finished_run_returns_at_once(shards, tmp_path, undisturbed):
@@ -413,7 +433,7 @@ def test_a_run_whose_latest_is_damaged_is_refused(shards, tmp_path):
 # --- one update -------------------------------------------------------------------------------------------------
 
 
-def stepped(config, act=lambda loss: None):
+def stepped(config, act=lambda outcome: None):
     state, task = fresh_state(config, CPU), Watched(config, 1, act)
     batch = tiny_loader(config, tiny_tokenizer()).batch(0)
     return state, lambda: update(state, task, batch, config, FP32)
@@ -423,12 +443,10 @@ def stepped(config, act=lambda loss: None):
 def test_an_update_with_nothing_finite_changes_nothing(shards, bad):
     """The loss alone may be infinite: its gradient needn't be."""
 
-    def act(loss):
-        return loss._replace(
-            total=loss.total + math.inf if bad == "loss" else (loss.total - loss.total.detach()) * math.nan
-        )
+    def change(nats):
+        return nats + math.inf if bad == "loss" else nats + (nats * 0).clamp(min=0).sqrt()  # of which the slope is infinite
 
-    state, step = stepped(tiny_config(shards), act)
+    state, step = stepped(tiny_config(shards), with_sum(change))
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     average = {name: tensor.clone() for name, tensor in state.average.items()}
     with pytest.raises(TrainingError, match="weights are unchanged"):

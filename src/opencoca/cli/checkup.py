@@ -118,6 +118,8 @@ def _device() -> dict[str, Any]:
         bf16 = "with" if torch.cuda.is_bf16_supported() else "without"
         found["gpu"] = f"{properties.name}, {properties.total_memory / 1e9:.0f} GB, {bf16} bf16"
         found["gpus"] = torch.cuda.device_count()
+    elif torch.backends.mps.is_available():
+        found["gpu"] = "Apple's, through MPS, which OpenCoCa doesn't use yet"
     return found
 
 

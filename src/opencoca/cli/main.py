@@ -53,13 +53,14 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from opencoca.errors import DataError, OpenCoCaError
+from opencoca.errors import DataError, OpenCoCaError, StoppedError
 
 DONE = 0
 BUG = 1
 BAD_INPUT = 2
 SKIPPED = 3  # done, but items were skipped; the command has listed them
 INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+TERMINATED = 143  # 128 + SIGTERM
 PIPE_CLOSED = 141  # 128 + SIGPIPE: the reader of our output went away, as `head` does
 
 
@@ -73,6 +74,8 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "quickstart": Command("opencoca.cli.quickstart", "Train a model on real pictures in minutes and write a report"),
     "train": Command("opencoca.cli.train", "Train a model from a recipe, or resume a run"),
+    "finetune": Command("opencoca.cli.finetune", "Teach a model your captioned pictures"),
+    "data": Command("opencoca.cli.data", "Check, index and import captioned pictures of any form"),
     "caption": Command("opencoca.cli.caption", "Describe pictures in words"),
     "classify": Command("opencoca.cli.classify", "Choose among labels that you name, without training"),
     "embed": Command("opencoca.cli.embed", "Turn pictures or texts into vectors that can be compared"),
@@ -130,6 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _dispatch(words)
         sys.stdout.flush()  # here and not at exit, where a closed pipe could no longer be caught
         return code
+    except StoppedError as stopped:
+        print(f"coca: {stopped}", file=sys.stderr)
+        return TERMINATED
     except OpenCoCaError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
@@ -156,7 +162,7 @@ def overview() -> str:
         f"commands:\n{rows}\n\n"
         f"examples:\n{EXAMPLES}\n"
         "'coca COMMAND --help' shows a command's options and examples, 'coca --version' the version.\n"
-        "Exit codes: 0 done, 1 a bug, 2 bad input, 3 done but items were skipped, 130 interrupted.\n"
+        "Exit codes: 0 done, 1 a bug, 2 bad input, 3 done but items were skipped, 130 interrupted, 143 stopped.\n"
         "COCA_DEBUG=1 shows the traceback of every error."
     )
 

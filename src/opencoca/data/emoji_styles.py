@@ -27,6 +27,7 @@ from opencoca.errors import DataError
 UNSEEN_IN_VAL, SEEN_IN_VAL = 60, 140
 VAL_STYLES = ("noto", "twemoji")
 TAGS_PER_CAPTION = 3
+FILES = ("icons.json", "chars.json", "en/data.json")  # all that is read of the npm packages
 NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 
 

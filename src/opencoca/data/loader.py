@@ -1,49 +1,47 @@
 """Batches of pixels and ids in a seeded global order that is a pure function of (seed, position).
 
-The stream is one epoch's permutation after another, cut into batches; a batch may span two epochs, so no sample
-is ever left out. The position is one integer, the number of samples already drawn, and travels with the
-checkpoint.
+The stream is one epoch's shuffle after another, cut into global batches; a batch may span two epochs, so no sample
+is ever left out. The position is one integer, the number of samples already drawn over all ranks, and travels with the
+checkpoint. Neither the number of ranks nor that of workers changes which samples a global batch holds.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal
 
 import numpy as np
 import torch
 
-from opencoca.config import PixelConfig
-from opencoca.data.pixels import normalise, open_picture, to_square
-from opencoca.data.shards import Sample
+from opencoca.config import Config, PixelConfig
+from opencoca.data.augment import Augmentation
+from opencoca.data.draws import hash64, mix64
+from opencoca.data.mixture import Mixture
+from opencoca.data.order import EpochOrder, MixtureOrder, Order, alike
+from opencoca.data.reader import Drawn, PairReader
+from opencoca.data.sources.protocol import Source
 from opencoca.data.tokenizer import Tokenizer
+from opencoca.data.workers import TIMEOUT_S, WorkerPool
 from opencoca.errors import DataError
 from opencoca.types import Batch, TextBucket
 
-
-class Source(Protocol):
-    """Image-text pairs by index; `ShardReader` is one."""
-
-    keys: list[str]
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> Sample: ...
-
-
-class _Decoded(NamedTuple):
-    key: str
-    caption: str
-    drawing: str | None  # samples that share it show the very same picture
-    picture: np.ndarray
+CHUNK = 16  # samples that a worker reads at a time
+AHEAD_BYTES = 256 * 2**20  # what workers may hold, unless that is less than two chunks each
 
 
 class PairLoader:
-    """Training batches of a source.
+    """Training batches of a source: this rank's rows of each global batch.
 
-    Decoded pictures (uint8, at the model's size) are kept up to `cache_bytes`, so a small set is decoded once.
+    Without workers, decoded pictures (uint8, at the model's size) are kept up to `cache_bytes`, so a small set is
+    decoded once. With `workers`, so many processes read up to a batch ahead, into AHEAD_BYTES at most.
+
+    A sample that can't be read is replaced by another one, drawn from (seed, epoch, sample). Of what this rank got so
+    far, `drawn` counts the samples that were tried, `counts` those that couldn't be read, per kind of reason, and
+    `skipped` lists them as (key, reason), each once.
+
+    Raises: DataError if the source is empty, or batch_size no multiple of world; ConfigError if the decoder is missing.
     """
 
     def __init__(
@@ -56,24 +54,83 @@ class PairLoader:
         context_length: int,
         pixels: PixelConfig,
         seed: int,
-        max_shift_px: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        captions: Literal["sample", "first"] = "sample",
+        augmentation: Augmentation | None = None,
+        shuffle_window: int = 0,
         text_buckets: int = 1,
         clump_size: int = 1,
         patch_noise: int = 0,
+        pictures: int = 1,
+        workers: int = 0,
         cache_bytes: int = 512 * 2**20,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         if len(source) == 0:
             raise DataError("the training split has no samples; prepare the data again or name another split")
-        self.source, self.tokenizer, self.pixels, self.seed = source, tokenizer, pixels, seed
-        self.batch_size, self.image_size_px, self.context_length = batch_size, image_size_px, context_length
-        self.max_shift_px, self.text_buckets = max_shift_px, text_buckets
-        self.clump_size, self.patch_noise = clump_size, patch_noise
-        self._room = cache_bytes // (3 * image_size_px**2)
-        self._cache: dict[int, np.ndarray] = {}
-        self._key_hashes = np.array([hash64(key) for key in source.keys], dtype=np.uint64)
-        self._order: tuple[int, np.ndarray] | None = None
-        self._kinds = alike(source) if clump_size > 1 else None
-        self.fingerprint = hashlib.sha256("\n".join(source.keys).encode()).hexdigest()  # of the keys, in their order
+        if batch_size % world:
+            near = f"{batch_size // world * world or world} or {(batch_size // world + 1) * world}"
+            raise DataError(f"batch_size {batch_size} isn't a multiple of the {world} ranks; take {near}")
+        self.source, self.tokenizer, self.seed = source, tokenizer, seed
+        self.batch_size, self.context_length = batch_size, context_length
+        self.rank, self.world, self.rows = rank, world, batch_size // world
+        self.text_buckets, self.patch_noise = text_buckets, patch_noise
+        self.workers, self.timeout_s = workers, timeout_s
+        self._reader = PairReader(
+            source,
+            seed=seed,
+            image_size_px=image_size_px,
+            pixels=pixels,
+            augmentation=augmentation or Augmentation(fill=pixels.fill),
+            captions=captions,
+            pictures=pictures,
+            cache_bytes=0 if workers else cache_bytes,
+        )
+        self._order = order_of(source, seed, shuffle_window, clump_size)
+        self._pool: WorkerPool | None = None
+        self._sent: deque[tuple[int, int, int]] = (
+            deque()
+        )  # chunks at the workers: position of the batch, rows first, last
+        self.drawn, self.counts = 0, Counter()
+        self._skipped: dict[str, str] = {}
+        self.fingerprint = fingerprint(source)
+
+    @classmethod
+    def from_config(
+        cls, config: Config, source: Source, tokenizer: Tokenizer, rank: int = 0, world: int = 1, pictures: int = 1
+    ) -> PairLoader:
+        """The training loader of a configuration; source as `open_training_source` opens it.
+
+        Where samples have several `pictures`, a batch's pixels have three channels for each.
+        """
+        data, vision = config.data, config.model.vision
+        return cls(
+            source,
+            tokenizer,
+            batch_size=data.batch_size,
+            image_size_px=vision.image_size_px,
+            context_length=config.model.text.context_length,
+            pixels=config.pixels,
+            seed=config.run.seed,
+            rank=rank,
+            world=world,
+            captions=data.captions,
+            augmentation=Augmentation(
+                data.crop_scale, data.flip, data.randaugment, data.max_shift_px, config.pixels.fill
+            ),
+            shuffle_window=data.shuffle_window,
+            text_buckets=data.text_buckets,
+            clump_size=data.clump_size,
+            patch_noise=vision.read_patches if vision.train_patches else 0,
+            pictures=pictures,
+            workers=data.workers,
+        )
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(key, reason) of each sample that this rank couldn't read."""
+        return list(self._skipped.items())
 
     def batches(self, position: int = 0) -> Iterator[tuple[Batch, int]]:
         """Endless (batch, position after it), from `position` samples into the stream."""
@@ -82,96 +139,130 @@ class PairLoader:
             position += self.batch_size
 
     def batch(self, position: int) -> Batch:
-        """The batch that starts `position` samples into the stream."""
-        epochs, places = np.divmod(np.arange(position, position + self.batch_size), len(self.source))
-        indices = np.array([self._permutation(int(e))[p] for e, p in zip(epochs, places, strict=True)])
-        samples = [self._sample(int(index)) for index in indices]
-        captions = [sample.caption for sample in samples]
-        pictures_BHWC = np.stack([sample.picture for sample in samples])
-        if self.max_shift_px:
-            pictures_BHWC = self._shifted(pictures_BHWC, epochs, indices)
-        ids_BT, valid_BT = self.tokenizer.encode_batch(captions, self.context_length)
+        """This rank's rows of the global batch that starts `position` samples into the stream."""
+        size = self._reader.image_size_px
+        pixels_BCHW = np.empty((self.rows, self._reader.channels, size, size), np.uint8)
+        epochs, indices = self._rows_of(position)
+        if self.workers:
+            pairs = self._take(position, pixels_BCHW)
+        else:
+            rows = zip(epochs, indices, pixels_BCHW, strict=True)
+            pairs = [self._reader.read(int(epoch), int(index), out_CHW) for epoch, index, out_CHW in rows]
+        self._count(pairs)
+        return self._batch(pairs, pixels_BCHW)
+
+    def describe(self) -> str:
+        """What is being read, for a report on a run that hangs; another thread may ask."""
+        due = self._pool.due if self._pool is not None else None
+        who, indices = (f"loader worker {due[0]}", due[1]) if due is not None else ("the loader", [self._reader.place])
+        first, last = int(min(indices)), int(max(indices))
+        keys = ", ".join(self.source.keys[int(i)] for i in indices[:4])
+        runs = [number for number, run in enumerate(self.source.shards) if run.start <= last and run.stop > first]
+        where = f"shard {runs[0]}" if len(runs) == 1 else "several shards"
+        return f"{who} reads {keys}{', ...' if len(indices) > 4 else ''} in {where} of {len(self.source.shards)}"
+
+    def close(self) -> None:
+        """Ends the worker processes; the next batch starts others."""
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
+        self._sent.clear()
+
+    def _rows_of(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """(epochs, indices) of this rank's rows."""
+        first = position + self.rank * self.rows
+        return self._order.at(np.arange(first, first + self.rows))
+
+    def _take(self, position: int, pixels_BCHW: np.ndarray) -> list[Drawn]:
+        """The pairs of a batch from the workers, which are kept busy with it and those after it."""
+        if self._sent and self._sent[0][0] != position:
+            self.close()  # they are reading somewhere else
+        if self._pool is None:
+            chunk = min(CHUNK, self.rows)
+            most = AHEAD_BYTES // (chunk * pixels_BCHW[0].nbytes)
+            slots = max(2 * self.workers, min(most, 32 * self.workers, -(-self.rows // chunk) + self.workers))
+            self._pool = WorkerPool(self._reader, self.workers, chunk, slots, self.timeout_s)
+            self._chunks = self._cut(position, chunk)
+        pairs: list[Drawn] = []
+        try:
+            while len(pairs) < self.rows:
+                self._give(self._pool)
+                _, first, last = self._sent.popleft()
+                pairs += self._pool.take(pixels_BCHW[first:last])
+            self._give(self._pool)
+        except BaseException:  # an interruption, too, leaves some results taken and others not
+            self.close()
+            raise
+        return pairs
+
+    def _give(self, pool: WorkerPool) -> None:
+        while pool.free:
+            position, first, last, epochs, indices = next(self._chunks)
+            pool.give(epochs, indices)
+            self._sent.append((position, first, last))
+
+    def _cut(self, position: int, chunk: int) -> Iterator[tuple[int, int, int, np.ndarray, np.ndarray]]:
+        """Endless (position of the batch, first row, last row + 1, their epochs, their indices)."""
+        while True:
+            epochs, indices = self._rows_of(position)
+            for first in range(0, self.rows, chunk):
+                last = min(first + chunk, self.rows)
+                yield position, first, last, epochs[first:last], indices[first:last]
+            position += self.batch_size
+
+    def _count(self, pairs: Sequence[Drawn]) -> None:
+        for pair in pairs:
+            self.drawn += 1 + len(pair.skips)
+            for skip in pair.skips:
+                self.counts[skip.kind] += 1
+                self._skipped[skip.key] = skip.reason
+
+    def _batch(self, pairs: Sequence[Drawn], pixels_BCHW: np.ndarray) -> Batch:
+        """The rows in order of caption length, with what tells which of them are not each other's negatives."""
+        ids_BT, valid_BT = self.tokenizer.encode_batch([pair.caption for pair in pairs], self.context_length)
         words = [hash64(row.tobytes()) for row in ids_BT.numpy()]
-        drawn = [hash64(sample.drawing if sample.drawing is not None else f"key {sample.key}") for sample in samples]
-        labels = torch.from_numpy(np.array([words, drawn], dtype=np.uint64).T.view(np.int64))
+        drawn = [hash64(pair.drawing if pair.drawing is not None else f"key {pair.key}") for pair in pairs]
+        labels_B2 = torch.from_numpy(np.array([words, drawn], dtype=np.uint64).T.view(np.int64))
         lengths_B = valid_BT.sum(dim=1)
         order = torch.argsort(lengths_B, stable=True)
         return Batch(
-            torch.from_numpy(normalise(pictures_BHWC[order], self.pixels.mean, self.pixels.std)),
+            torch.from_numpy(pixels_BCHW)[order],
             ids_BT[order],
             valid_BT[order],
-            labels[order],
-            tuple(samples[i].key for i in order),
+            labels_B2[order],
+            tuple(pairs[i].key for i in order.tolist()),
             bucket_by_length(lengths_B[order].tolist(), self.text_buckets),
-            self._patch_noise(epochs, indices)[order] if self.patch_noise else None,
+            self._patch_noise(pairs)[order] if self.patch_noise else None,
         )
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if self._order is None or self._order[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(key=np.array([self.seed % 2**64, epoch], dtype=np.uint64)))
-            order = generator.permutation(len(self.source))
-            if self._kinds is not None:
-                order = clumped(order, self._kinds, self.clump_size, generator)
-            self._order = epoch, order
-        return self._order[1]
-
-    def _sample(self, index: int) -> _Decoded:
-        sample = self.source[index]
-        picture = self._cache.get(index)
-        if picture is None:
-            opened = open_picture(sample.picture, name=f"the picture of {sample.key}")
-            picture = to_square(opened, self.image_size_px, self.pixels)
-            if len(self._cache) < self._room:
-                self._cache[index] = picture
-        drawing = sample.attributes.get("picture")
-        return _Decoded(sample.key, sample.caption, str(drawing) if drawing else None, picture)
-
-    def _shifted(self, pictures_BHWC: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Each picture moved by up to `max_shift_px` on both axes, white filled in."""
-        most, size = self.max_shift_px, self.image_size_px
-        draws_B = self._draws(epochs, indices)
-        padded = np.pad(pictures_BHWC, ((0, 0), (most, most), (most, most), (0, 0)), constant_values=255)
-        span = np.uint64(2 * most + 1)
-        tops, lefts = (draws_B % span).astype(int), (draws_B // span % span).astype(int)
-        return np.stack(
-            [p[y : y + size, x : x + size] for p, y, x in zip(padded, tops, lefts, strict=True)],
-        )
-
-    def _patch_noise(self, epochs: np.ndarray, indices: np.ndarray) -> torch.Tensor:
+    def _patch_noise(self, pairs: Sequence[Drawn]) -> torch.Tensor:
         """`patch_noise` uniform numbers per sample."""
-        draws_BP = _mix64(self._draws(epochs, indices)[:, None] + np.arange(self.patch_noise, dtype=np.uint64))
+        draws_B = np.array([pair.draw for pair in pairs], dtype=np.uint64)
+        draws_BP = mix64(draws_B[:, None] + np.arange(self.patch_noise, dtype=np.uint64))
         return torch.from_numpy((draws_BP >> np.uint64(40)).astype(np.float32) / 2**24)
 
-    def _draws(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """A random uint64 per sample, from (seed, epoch, sample) alone."""
-        seed = np.uint64(self.seed * 0x9E37 % 2**64)
-        return _mix64(self._key_hashes[indices] ^ _mix64(seed + epochs.astype(np.uint64)))
+
+def order_of(source: Source, seed: int, window: int = 0, clump_size: int = 1) -> Order:
+    """The order of a source, or of a mixture of them."""
+    if isinstance(source, Mixture):
+        orders = [
+            _epochs(part, seed ^ hash64(f"source {i}"), window, clump_size) for i, part in enumerate(source.sources)
+        ]
+        return MixtureOrder(seed, orders, source.weights)
+    return _epochs(source, seed, window, clump_size)
 
 
-def alike(source: Source) -> np.ndarray:
-    """A number per sample, equal for alike samples: of one `concept`, or else with one first word of caption."""
-    samples = [source[i] for i in range(len(source))]
-    concepts = [sample.attributes.get("concept") for sample in samples]
-    common = {concept for concept, count in Counter(concepts).items() if concept and count > 1}
-    names = [
-        ("concept", concept) if concept in common else ("word", sample.caption.split(" ", 1)[0])
-        for sample, concept in zip(samples, concepts, strict=True)
-    ]
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([numbers[name] for name in names])
+def _epochs(source: Source, seed: int, window: int, clump_size: int) -> EpochOrder:
+    if len(source) == 0:
+        raise DataError("a source of the mixture has no samples; prepare it again or leave it out")
+    kinds = alike(source) if clump_size > 1 else None
+    return EpochOrder(seed, len(source), source.shards if window else (), window, kinds, clump_size)
 
 
-def clumped(order: np.ndarray, kinds: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
-    """The same samples, with alike ones side by side in clumps of up to `size`, and the clumps in random order.
-
-    What shares a batch with its like has to be told apart by its details: hard negatives, at no cost.
-    """
-    by_kind = order[np.argsort(kinds[order], kind="stable")]
-    starts = np.flatnonzero(np.diff(kinds[by_kind], prepend=-1))
-    clumps = [
-        clump[first : first + size] for clump in np.split(by_kind, starts[1:]) for first in range(0, len(clump), size)
-    ]
-    return np.concatenate([clumps[i] for i in generator.permutation(len(clumps))])
+def fingerprint(source: Source) -> str:
+    """What tells one set of pairs from another: the source's own, or else a digest of its keys in their order."""
+    own = getattr(source, "fingerprint", None)
+    return own or hashlib.sha256("\n".join(source.keys).encode()).hexdigest()
 
 
 def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...]:
@@ -187,18 +278,3 @@ def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...
                     if stop not in best or offer[0] < best[stop][0]:
                         best[stop] = offer
     return best[len(lengths)][1]
-
-
-def hash64(value: str | bytes) -> int:
-    """A number of 64 bits that is the same in every process."""
-    data = value.encode() if isinstance(value, str) else value
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
-
-
-def _mix64(x: np.ndarray) -> np.ndarray:
-    """splitmix64's finaliser: a good hash of 64-bit integers, vectorised."""
-    with np.errstate(over="ignore"):
-        x = np.asarray(x, dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))

@@ -24,7 +24,6 @@ from opencoca.errors import DataError
 COLUMNS = ("id", "split", "kind", "caption", "tones", "gender", "concept", "picture")
 SPLITS = ("train", "val", "test_pictures", "test_combinations", "test_concepts")
 TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark"}
-GENDERS = ("man", "woman", "person")
 CREDIT = "Pictures by OpenMoji (https://openmoji.org), licence CC BY-SA 4.0"
 MOST_SKIPPED = 0.01  # with more, the figures on the lists wouldn't compare with anyone's
 REPAIR = 'pip install "opencoca[demo]"'
@@ -70,14 +69,6 @@ class Row(NamedTuple):
         """The zero-shot label of skin tone: the only tone in the picture, or "" (none, or two)."""
         return self.tones[0] if len(self.tones) == 1 else ""
 
-    @property
-    def gender_label(self) -> str:
-        """The zero-shot label of gender, "man" or "woman", or "": persons look like either, so they have none.
-
-        A drawing that a man or woman shares with a person of the same name has none either.
-        """
-        return self.gender if self.gender in ("man", "woman") and self.id not in _shared() else ""
-
 
 class Summary(NamedTuple):
     """What `prepare` did: pictures per split, (split/id, reason) of each skipped one, and whether it wrote at all."""
@@ -120,13 +111,6 @@ def _rows() -> tuple[Row, ...]:
         id, split, kind, caption, tones, gender, concept, picture = line.split("\t")
         rows.append(Row(id, split, kind, caption, tuple(tones.split(",")) if tones else (), gender, concept, picture))
     return tuple(rows)
-
-
-@cache
-def _shared() -> frozenset[str]:
-    """The ids whose very drawing another emoji has as well."""
-    first = [row.picture for row in _rows() if row.picture != row.id]
-    return frozenset(first) | {row.id for row in _rows() if row.picture != row.id}
 
 
 def load_table() -> list[Row]:

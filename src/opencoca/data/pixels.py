@@ -11,19 +11,26 @@ preprocessing makes, to rounding. Elsewhere the two differ on purpose, so that t
 - CMYK is converted before it is scaled; OpenCLIP scales the inks.
 """
 
+from __future__ import annotations
+
+import contextlib
+import functools
 import io
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from opencoca.config import PixelConfig
 from opencoca.errors import DataError
+
+if TYPE_CHECKING:
+    import torch  # only `normalised` needs it: worker processes do without
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *(("AVIF",) if features.check("avif") else ()))
 HEIC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
@@ -33,7 +40,15 @@ INDEXED = "opencoca_indexed"  # stands in the `info` of an RGB image whose file 
 MAX_PIXELS = 64_000_000  # 256 MB once decoded to RGBA
 WHITE = (255, 255, 255)
 
-_quiet = threading.Lock()  # warnings.catch_warnings changes the whole process
+_quiet = threading.Lock()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences Pillow's warnings; one thread at a time, since that changes the whole process."""
+    with _quiet, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def open_picture(
@@ -107,8 +122,7 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
 def _decode(file: IO[bytes], max_pixels: int, name: str) -> Image.Image:
     formats = _heic_formats(name) if _is_heic(file) else FORMATS
     try:
-        with _quiet, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow only warns of sizes that are refused below
+        with quiet():  # Pillow only warns of sizes that are refused below
             image = Image.open(file, formats=formats)
     except UnidentifiedImageError as error:
         raise DataError(
@@ -229,9 +243,35 @@ def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -
     pixels = pixels[None] if pixels.ndim == 3 else pixels
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise DataError(f"pixels are {pixels.dtype} {list(pixels.shape)}; give uint8 [B,H,W,3] or [H,W,3]")
-    scaled = (np.arange(256) / 255 - np.asarray(mean, float)[:, None]) / np.asarray(std, float)[:, None]
-    levels = scaled.astype(np.float32)  # there are only 256 values a channel: looking up is exact and quick
+    levels = _levels(tuple(mean), tuple(std))
     normalised = np.empty((len(pixels), 3, *pixels.shape[1:3]), np.float32)
     for channel in range(3):
         normalised[:, channel] = levels[channel][pixels[..., channel]]
     return normalised
+
+
+def normalised(pixels: torch.Tensor, config: PixelConfig) -> torch.Tensor:
+    """float32 [B,3,H,W] of uint8 [B,3,H,W], on the same device and to the bit what `normalise` gives.
+
+    Several pictures of a row stand behind each other, three channels each. Pixels that are float already pass
+    unchanged.
+    """
+    import torch
+
+    if pixels.is_floating_point():
+        return pixels
+    if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] % 3:
+        raise DataError(f"pixels are {pixels.dtype} {list(pixels.shape)}; give uint8 [B,3,H,W]")
+    levels = torch.from_numpy(_levels(tuple(config.mean), tuple(config.std))).to(pixels.device)
+    values = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
+    for channel in range(pixels.shape[1]):
+        plane = pixels[:, channel]
+        values[:, channel] = levels[channel % 3].index_select(0, plane.reshape(-1).int()).view(plane.shape)
+    return values
+
+
+@functools.lru_cache(maxsize=8)
+def _levels(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """float32 [3,256]: there are only 256 values a channel, so that looking up is exact and quick."""
+    scaled = (np.arange(256) / 255 - np.asarray(mean, float)[:, None]) / np.asarray(std, float)[:, None]
+    return scaled.astype(np.float32)

@@ -10,7 +10,8 @@ import numpy as np
 
 from opencoca.config import PixelConfig
 from opencoca.data.pixels import open_picture, to_square
-from opencoca.data.shards import Sample, ShardReader
+from opencoca.data.sample import Sample
+from opencoca.data.sources import open_source
 from opencoca.errors import DataError
 
 
@@ -33,11 +34,11 @@ class HeldOut:
 
 
 def load_held_out(folder: str | Path, split: str, image_size_px: int, pixels: PixelConfig) -> HeldOut:
-    """Reads one split of a shard folder.
+    """Reads one split of a folder, in any form that `open_source` knows.
 
     Raises: DataError where the folder or split isn't there or is damaged.
     """
-    reader = ShardReader(folder, split)
+    reader = open_source(folder, split)
     samples = [reader[i] for i in range(len(reader))]
     if not samples:
         raise DataError(f"split {split!r} of {folder} has no samples; prepare the data again or name another split")

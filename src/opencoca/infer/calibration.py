@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opencoca.errors import CheckpointError, ConfigError, DataError
+from opencoca.files import replacing
 
 FORMAT, VERSION = "opencoca-calibration", 1
 FACTORS = (0.01, 100.0)
@@ -50,16 +50,12 @@ class Calibration:
 
     def save(self, path: str | Path) -> None:
         """Writes a JSON file, whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
         text = json.dumps({"format": FORMAT, "version": VERSION} | dataclasses.asdict(self), indent=2)
         try:
-            partial.write_text(text + "\n", encoding="utf-8")
-            os.replace(partial, path)
+            with replacing(Path(path)) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"{path} could not be written ({error.strerror}); name another file") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path, model: str) -> Calibration:

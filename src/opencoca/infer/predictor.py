@@ -58,6 +58,8 @@ class Predictor:
     def fingerprint(self) -> str:
         """sha256 of all that an image embedding depends on besides the picture: weights and configuration."""
         settings = {"model": dataclasses.asdict(self.config.model), "pixels": dataclasses.asdict(self.config.pixels)}
+        if not self.config.model.heads:
+            del settings["model"]["heads"]  # so that models from before there were heads keep their fingerprints
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())

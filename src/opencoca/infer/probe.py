@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from opencoca.errors import CheckpointError, DataError
+from opencoca.files import replacing
 
 FORMAT, VERSION = "opencoca-probe", "1"
 # What held-out pictures choose from, the surest first: it wins a tie.
@@ -99,17 +99,13 @@ class Probe:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, whole or not at all."""
-        path = Path(path)
         facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "weights"}
-        partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
         metadata = {"format": FORMAT, "version": VERSION, "facts": json.dumps(facts)}
         try:
-            save_file({"weights": self.weights.contiguous()}, partial, metadata=metadata)
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+            with replacing(Path(path)) as partial:
+                partial.write_bytes(save({"weights": self.weights.contiguous()}, metadata))
+        except OSError as error:
             raise CheckpointError(f"{path} could not be written ({error}); name another file") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path, model: str) -> Probe:

@@ -5,13 +5,15 @@ What is peculiar about that layout is in our configuration (`recipes.open_clip.l
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from opencoca import weights
 from opencoca.config import Config, ModelConfig, PixelConfig
+from opencoca.config_tree import build_tree
 from opencoca.errors import CheckpointError, ConfigError
 from opencoca.model.coca import CoCa
 from opencoca.recipes import open_clip as recipes
@@ -38,13 +40,23 @@ def from_open_clip(model_cfg: Mapping[str, Any], state: Mapping[str, Tensor]) ->
     with torch.device("meta"):
         model = CoCa(config)
     own = model.state_dict()
-    _check(state, _to_theirs(config, own))
-    weights: dict[str, Tensor] = {}
-    for link in _links(config):
-        stacked = _stack([_ours(state[name], link.form) for name in link.theirs])
-        weights |= zip(link.ours, stacked.float().split([len(own[name]) for name in link.ours]), strict=True)
-    model.load_state_dict(weights, assign=True)
+    differing = weights.differences(state, _to_theirs(config, own))
+    if differing:
+        raise CheckpointError(
+            f"the weights don't fit the model_cfg: {differing}; use the configuration published with them"
+        )
+    model.load_state_dict(linked(_links(config), state, own), assign=True)
     return model.eval()
+
+
+def linked(links: Iterable[Link], state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our float32 tensors of their `state`; where one of theirs is several of ours, `own` has the lengths of those."""
+    ours: dict[str, Tensor] = {}
+    for link in links:
+        stacked = _stack([_ours(state[name], link.form) for name in link.theirs]).float()
+        parts = [stacked] if len(link.ours) == 1 else stacked.split([len(own[name]) for name in link.ours])
+        ours |= zip(link.ours, parts, strict=True)
+    return ours
 
 
 def to_open_clip(model: CoCa) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -66,10 +78,9 @@ def config_from_open_clip(open_clip_config: Mapping[str, Any], name: str = "open
 
     Raises: ConfigError for an architecture or preprocessing that isn't CoCa's.
     """
-    model_cfg = open_clip_config.get("model_cfg", open_clip_config)
-    if not isinstance(model_cfg, Mapping):
-        raise ConfigError(f"model_cfg is {model_cfg!r}, not an object; restore open_clip_config.json")
-    return recipes.settings(name, model_config(model_cfg), _pixels(open_clip_config.get("preprocess_cfg", {})))
+    whole = _object(open_clip_config, "open_clip_config.json")
+    model = model_config(_object(whole.get("model_cfg", whole), "model_cfg"))
+    return recipes.settings(name, model, _pixels(_object(whole.get("preprocess_cfg", {}), "preprocess_cfg")))
 
 
 def model_config(model_cfg: Mapping[str, Any]) -> ModelConfig:
@@ -90,23 +101,24 @@ def model_config(model_cfg: Mapping[str, Any]) -> ModelConfig:
     for name, default in (("width", 512), ("heads", 8), ("vocab_size", VOCAB_SIZE), ("mlp_ratio", 4)):
         ours, theirs = text.get(name, default), multimodal.get(name, default)
         _require(ours == theirs, f"multimodal_cfg.{name}", theirs, f"as in text_cfg, {ours}")
-    vision_width = vision.get("width", 768)
+    vision_width = _number(vision, "vision_cfg.width", 768)
+    text_width = _number(text, "text_cfg.width", 512)
     return recipes.layout(
-        image_size_px=_number(vision.get("image_size", IMAGE_SIZE_PX), "vision_cfg.image_size"),
-        patch_size_px=_number(vision.get("patch_size", 16), "vision_cfg.patch_size"),
+        image_size_px=_number(vision, "vision_cfg.image_size", IMAGE_SIZE_PX),
+        patch_size_px=_number(vision, "vision_cfg.patch_size", 16),
         vision_width=vision_width,
-        vision_depth=_number(vision.get("layers", 12), "vision_cfg.layers"),
-        vision_heads=vision_width // vision.get("head_width", 64),
-        vision_mlp_width=int(vision_width * vision.get("mlp_ratio", 4)),
-        text_width=width,
-        text_depth=text.get("layers", 12),
-        multimodal_depth=multimodal.get("layers", 12),
-        text_heads=text.get("heads", 8),
-        text_mlp_width=int(width * text.get("mlp_ratio", 4)),
-        num_queries=vision.get("attn_pooler_queries", 256) - 1,
-        pooler_heads=vision.get("attn_pooler_heads", 8),
-        vocab_size=text.get("vocab_size", VOCAB_SIZE),
-        context_length=text.get("context_length", 77),
+        vision_depth=_number(vision, "vision_cfg.layers", 12),
+        vision_heads=vision_width // _number(vision, "vision_cfg.head_width", 64),
+        vision_mlp_width=int(vision_width * _ratio(vision, "vision_cfg.mlp_ratio")),
+        text_width=text_width,
+        text_depth=_number(text, "text_cfg.layers", 12),
+        multimodal_depth=_number(multimodal, "multimodal_cfg.layers", 12),
+        text_heads=_number(text, "text_cfg.heads", 8),
+        text_mlp_width=int(text_width * _ratio(text, "text_cfg.mlp_ratio")),
+        num_queries=_number(vision, "vision_cfg.attn_pooler_queries", 256) - 1,
+        pooler_heads=_number(vision, "vision_cfg.attn_pooler_heads", 8),
+        vocab_size=_number(text, "text_cfg.vocab_size", VOCAB_SIZE),
+        context_length=_number(text, "text_cfg.context_length", 77),
     )
 
 
@@ -173,40 +185,41 @@ def _links(config: ModelConfig) -> Iterator[Link]:
     yield Link(("encoder.patch.weight",), ("visual.conv1.weight",), "flattened")
     yield Link(("encoder.class_D",), ("visual.class_embedding",))
     yield Link(("encoder.positions_PD",), ("visual.positional_embedding",))
-    yield from _pairs("encoder.norm_input", "visual.ln_pre")
+    yield from pair_links("encoder.norm_input", "visual.ln_pre")
     for i in range(config.vision.depth):
-        yield from _block(f"encoder.blocks.{i}", f"visual.transformer.resblocks.{i}")
+        yield from block_links(f"encoder.blocks.{i}", f"visual.transformer.resblocks.{i}")
     pooler, attention = "generative_pooler", "generative_pooler.attention"
     yield Link((f"{pooler}.queries_QD",), ("visual.attn_pool.query",))
-    yield from _pairs(f"{pooler}.norm_queries", "visual.attn_pool.ln_q")
-    yield from _pairs(f"{pooler}.norm_context", "visual.attn_pool.ln_k")
-    yield from _pairs(f"{pooler}.norm_out", "visual.ln_post")
+    yield from pair_links(f"{pooler}.norm_queries", "visual.attn_pool.ln_q")
+    yield from pair_links(f"{pooler}.norm_context", "visual.attn_pool.ln_k")
+    yield from pair_links(f"{pooler}.norm_out", "visual.ln_post")
     theirs = "visual.attn_pool.attn"
     yield Link((f"{attention}.q.weight",), (f"{theirs}.q_proj_weight",))
     yield Link((f"{attention}.kv.weight",), (f"{theirs}.k_proj_weight", f"{theirs}.v_proj_weight"))
     yield Link((f"{attention}.q.bias", f"{attention}.kv.bias"), (f"{theirs}.in_proj_bias",))
-    yield from _pairs(f"{attention}.out", f"{theirs}.out_proj")
+    yield from pair_links(f"{attention}.out", f"{theirs}.out_proj")
     yield Link(("image_projection.weight",), ("visual.proj",), "transposed")
     yield Link(("unimodal.cls_D",), ("text.cls_emb",))
     yield Link(("unimodal.tokens.weight",), ("text.token_embedding.weight",))
     yield Link(("unimodal.positions_TD",), ("text.positional_embedding",))
     for i in range(config.text.unimodal_depth):
-        yield from _block(f"unimodal.blocks.{i}", f"text.transformer.resblocks.{i}")
-    yield from _pairs("unimodal.norm_cls", "text.ln_final")
+        yield from block_links(f"unimodal.blocks.{i}", f"text.transformer.resblocks.{i}")
+    yield from pair_links("unimodal.norm_cls", "text.ln_final")
     yield Link(("text_projection.weight",), ("text.text_projection",), "transposed")
     for i in range(config.text.multimodal_depth):
-        yield from _block(f"multimodal.blocks.{i}", f"text_decoder.resblocks.{i}")
+        yield from block_links(f"multimodal.blocks.{i}", f"text_decoder.resblocks.{i}")
         ours, theirs = f"multimodal.picture_blocks.{i}", f"text_decoder.cross_attn.{i}"
-        yield from _pairs(f"{ours}.norm_cross", f"{theirs}.ln_1")
-        yield from _pairs(f"{ours}.norm_picture", f"{theirs}.ln_1_kv")
+        yield from pair_links(f"{ours}.norm_cross", f"{theirs}.ln_1")
+        yield from pair_links(f"{ours}.norm_picture", f"{theirs}.ln_1_kv")
         yield from _attention(f"{ours}.cross_attention", f"{theirs}.attn")
         yield from _mlp(ours, theirs)
-    yield from _pairs("multimodal.norm_out", "text_decoder.ln_final")
+    yield from pair_links("multimodal.norm_out", "text_decoder.ln_final")
     yield Link(("head.weight",), ("text_decoder.text_projection",), "transposed")
 
 
-def _block(ours: str, theirs: str) -> Iterator[Link]:
-    yield from _pairs(f"{ours}.norm_self", f"{theirs}.ln_1")
+def block_links(ours: str, theirs: str) -> Iterator[Link]:
+    """The links of one transformer block, which CLIP's towers have too."""
+    yield from pair_links(f"{ours}.norm_self", f"{theirs}.ln_1")
     yield from _attention(f"{ours}.self_attention", f"{theirs}.attn")
     yield from _mlp(ours, theirs)
 
@@ -214,16 +227,17 @@ def _block(ours: str, theirs: str) -> Iterator[Link]:
 def _attention(ours: str, theirs: str) -> Iterator[Link]:
     for kind in ("weight", "bias"):
         yield Link((f"{ours}.q.{kind}", f"{ours}.kv.{kind}"), (f"{theirs}.in_proj_{kind}",))
-    yield from _pairs(f"{ours}.out", f"{theirs}.out_proj")
+    yield from pair_links(f"{ours}.out", f"{theirs}.out_proj")
 
 
 def _mlp(ours: str, theirs: str) -> Iterator[Link]:
-    yield from _pairs(f"{ours}.norm_mlp", f"{theirs}.ln_2")
-    yield from _pairs(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc")
-    yield from _pairs(f"{ours}.mlp.down", f"{theirs}.mlp.c_proj")
+    yield from pair_links(f"{ours}.norm_mlp", f"{theirs}.ln_2")
+    yield from pair_links(f"{ours}.mlp.up", f"{theirs}.mlp.c_fc")
+    yield from pair_links(f"{ours}.mlp.down", f"{theirs}.mlp.c_proj")
 
 
-def _pairs(ours: str, theirs: str) -> Iterator[Link]:
+def pair_links(ours: str, theirs: str) -> Iterator[Link]:
+    """The links of a weight and a bias."""
     for kind in ("weight", "bias"):
         yield Link((f"{ours}.{kind}",), (f"{theirs}.{kind}",))
 
@@ -256,26 +270,6 @@ def _to_theirs(config: ModelConfig, own: Mapping[str, Tensor]) -> dict[str, Tens
     return state
 
 
-def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    missing, foreign = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    shapes = [
-        f"{name} is {list(state[name].shape)} and should be {list(expected[name].shape)}"
-        for name in sorted(set(expected) & set(state))
-        if state[name].shape != expected[name].shape
-    ]
-    kinds = [
-        f"{name} is {state[name].dtype}"
-        for name in sorted(set(expected) & set(state))
-        if state[name].dtype not in (torch.float32, torch.float16, torch.bfloat16)
-    ]
-    found = (("missing", missing), ("unexpected", foreign), ("of another shape", shapes), ("not of floats", kinds))
-    wrong = [f"{len(n)} {what} ({'; '.join(n[:3])}{'; ...' if len(n) > 3 else ''})" for what, n in found if n]
-    if wrong:
-        raise CheckpointError(
-            f"the weights don't fit the model_cfg: {', '.join(wrong)}; use the configuration published with them"
-        )
-
-
 def _pixels(preprocess_cfg: Mapping[str, Any]) -> PixelConfig:
     """Our preprocessing of OpenCLIP's `preprocess_cfg`, of which every field has a default."""
     known = {"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"}
@@ -283,21 +277,23 @@ def _pixels(preprocess_cfg: Mapping[str, Any]) -> PixelConfig:
     _require(preprocess_cfg.get("mode", "RGB") == "RGB", "preprocess_cfg.mode", preprocess_cfg.get("mode"), "RGB")
     mode, resample = preprocess_cfg.get("resize_mode", "shortest"), preprocess_cfg.get("interpolation", "bicubic")
     fits = {"shortest": "crop", "longest": "pad", "squash": "squash"}
-    _require(mode in fits, "preprocess_cfg.resize_mode", mode, f"one of {', '.join(fits)}")
+    _require(isinstance(mode, str) and mode in fits, "preprocess_cfg.resize_mode", mode, f"one of {', '.join(fits)}")
+    _require(resample in ("bicubic", "bilinear"), "preprocess_cfg.interpolation", resample, "bicubic or bilinear")
+    fill = preprocess_cfg.get("fill_color", 0)
+    is_level = isinstance(fill, int) and not isinstance(fill, bool) and 0 <= fill <= 255
+    _require(is_level, "preprocess_cfg.fill_color", fill, "a level from 0 to 255")
     values = {
-        "mean": tuple(preprocess_cfg.get("mean", recipes.CLIP_MEAN)),
-        "std": tuple(preprocess_cfg.get("std", recipes.CLIP_STD)),
+        "mean": preprocess_cfg.get("mean", recipes.CLIP_MEAN),
+        "std": preprocess_cfg.get("std", recipes.CLIP_STD),
         "fit": fits[mode],
         "resample": resample,
-        "fill": preprocess_cfg.get("fill_color", 0),
+        "fill": fill,
     }
-    return PixelConfig(**values, indexed="nearest")
+    return build_tree(PixelConfig, values | {"indexed": "nearest"}, "preprocess_cfg")
 
 
 def _section(model_cfg: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = model_cfg.get(name)
-    if not isinstance(section, Mapping):
-        raise ConfigError(f"model_cfg.{name} is {section!r}, not an object; restore open_clip_config.json")
+    section = _object(model_cfg.get(name), f"model_cfg.{name}")
     _refuse_unknown(name, section, _KNOWN[name])
     return section
 
@@ -330,7 +326,21 @@ def _require(condition: bool, name: str, value: object, wanted: str) -> None:
         raise ConfigError(f"{name} is {value!r}; this layout has {wanted}. Is it a plain CoCa?")
 
 
-def _number(value: Any, name: str) -> int:
-    if not isinstance(value, int):
-        raise ConfigError(f"{name} is {value!r}; only one whole number can be read")
+def _object(value: Any, name: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{name} is {str(value)[:60]!r}, not an object; restore open_clip_config.json")
+    return value
+
+
+def _number(section: Mapping[str, Any], name: str, default: int) -> int:
+    value = section.get(name.partition(".")[2], default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; only one whole number above 0 can be read")
+    return value
+
+
+def _ratio(section: Mapping[str, Any], name: str) -> float:
+    value = section.get(name.partition(".")[2], 4)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < 1000:
+        raise ConfigError(f"{name} is {value!r}; only a number above 0 can be read")
     return value

@@ -15,14 +15,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from opencoca import checkpoint, recipes
-from opencoca.data import drawings
+from opencoca.data import drawings, emoji_styles
 from opencoca.errors import CheckpointError, DataError, OpenCoCaError
 from opencoca.eval.controls import nearest_neighbour_figures
 from opencoca.eval.held_out import HeldOut, load_held_out
@@ -31,20 +31,23 @@ from opencoca.infer.predictor import Predictor
 from opencoca.jobs.drawings_card import card
 from opencoca.model_card import Origin
 from opencoca.ranking import ranks_of_targets, recall_at
+from opencoca.weights import stored_as
 
 LISTS = ("test_seen", "test_unseen")
 LARGEST_BYTES = 25_000_000
 ORIGIN = Origin("OpenCoCa's recipe `drawings`", licence="apache-2.0")
 
 
-def fetch(folder: Path) -> dict[str, Path]:
+def fetch(folder: Path, packages: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Path]:
     """The unpacked folder of every package, downloaded into `folder` where it isn't there yet and checked.
+
+    packages: a table as `drawings.packages()` gives, which is the default.
 
     Raises: DataError if npm or apt-get is missing or fails, or a file isn't the one of the committed table.
     """
     folder.mkdir(parents=True, exist_ok=True)
     unpacked = {}
-    for name, facts in drawings.packages().items():
+    for name, facts in (drawings.packages() if packages is None else packages).items():
         path = folder / facts["file"]
         npm = facts["source"] == "npm"
         if not path.is_file():
@@ -69,8 +72,20 @@ def _unpack(path: Path, target: Path) -> None:
             inside.mkdir()
         else:
             with tarfile.open(path) as archive:
-                archive.extractall(inside, filter="data")
+                for name in emoji_styles.FILES:
+                    _copy_member(archive, f"package/{name}", inside / "package" / name)
             shutil.move(inside / "package", target)
+
+
+def _copy_member(archive: tarfile.TarFile, name: str, path: Path) -> None:
+    """Writes one file of an archive where we say; nothing where it has no file of that name."""
+    try:
+        file = archive.extractfile(name)
+    except KeyError:
+        return
+    if file is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.read())
 
 
 def _call(command: list[str], folder: Path) -> None:
@@ -144,14 +159,14 @@ def _first_copies(train: HeldOut) -> HeldOut:
 
 
 def halved(run: Path, folder: Path, text: str = "") -> None:
-    """Writes the run's weights in half precision as the model folder `folder`, with `text` as its card.
+    """Writes the run's weights, matrices in half precision, as the model folder `folder`, with `text` as its card.
 
     Captions are made as the recipe says now, whatever it said when the run began.
 
     Raises: CheckpointError where the run has no model, or the folder would be larger than what may ship.
     """
     saved = checkpoint.load(run)
-    weights = {name: tensor.half() for name, tensor in saved.weights.items()}
+    weights = stored_as(saved.weights, torch.float16)
     worst = max(float(tensor.abs().max()) for tensor in weights.values())
     size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     if worst == float("inf") or size > LARGEST_BYTES:

@@ -3,71 +3,100 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 from opencoca import checkpoint
 from opencoca.config import Config
+from opencoca.data.clip_tokenizer import ClipTokenizer
 from opencoca.data.loader import PairLoader
-from opencoca.data.shards import ShardReader
+from opencoca.data.mixture import open_training_source
+from opencoca.data.sources import Source, captions_of
 from opencoca.data.tokenizer import Tokenizer, train_tokenizer
-from opencoca.errors import ConfigError
+from opencoca.errors import ConfigError, OpenCoCaError
 from opencoca.eval.held_out import load_held_out
 from opencoca.eval.suite import SplitEvaluation
 from opencoca.eval.zeroshot import Attribute
+from opencoca.parallel.collectives import gathered_texts
+from opencoca.parallel.mesh import Ranks, process_group
 from opencoca.train.evals import Evaluation
 from opencoca.train.loop import train
-from opencoca.train.state import TrainState
+from opencoca.train.state import Prepare, TrainState
 from opencoca.train.task import Pretraining
 
+Initial = Callable[[Config, Tokenizer], Prepare]  # of the configuration with the tokenizer's vocabulary
 
-def pretrain(config: Config, run: Path, attributes: tuple[Attribute, ...] = ()) -> TrainState:
+
+def pretrain(
+    config: Config, run: Path, attributes: tuple[Attribute, ...] = (), initial: Initial | None = None
+) -> TrainState:
     """Trains `config` in `run`, or goes on from its latest checkpoint; the validation split is measured on the way.
+
+    Under torchrun every rank calls this, and they train together. `initial` gives what is done to a new model before
+    its first step, such as loading weights (`jobs.initial`); a run that goes on doesn't ask for it.
 
     Raises: DataError, ConfigError, CheckpointError or TrainingError, each with the repair.
     """
-    source = ShardReader(config.data.folder, config.data.train_split)
-    tokenizer = make_tokenizer(config, source, run)
-    config = with_vocabulary(config, tokenizer)
-    vision = config.model.vision
-    evaluations: list[Evaluation] = []
-    if config.run.eval_every_steps:
-        held_out = load_held_out(config.data.folder, config.data.val_split, vision.image_size_px, config.pixels)
-        evaluations.append(SplitEvaluation(held_out, tokenizer, config, attributes))
-    loader = PairLoader(
-        source,
-        tokenizer,
-        batch_size=config.data.batch_size,
-        image_size_px=vision.image_size_px,
-        context_length=config.model.text.context_length,
-        pixels=config.pixels,
-        seed=config.run.seed,
-        max_shift_px=config.data.max_shift_px,
-        text_buckets=config.data.text_buckets,
-        clump_size=config.data.clump_size,
-        patch_noise=vision.read_patches if vision.train_patches else 0,
-    )
-    return train(config, run, Pretraining(config.model, config.loss), loader, tokenizer, evaluations)
+    with process_group(config.run.device) as ranks:
+        source = open_training_source(config.data)
+        tokenizer = shared_tokenizer(config, source, run, ranks)
+        config = with_vocabulary(config, tokenizer)
+        prepare = None
+        if initial is not None and checkpoint.latest_checkpoint(run) is None:
+            prepare = initial(config, tokenizer)
+        evaluations: list[Evaluation] = []
+        if config.run.eval_every_steps:
+            held_out = load_held_out(
+                config.data.folder, config.data.val_split, config.model.vision.image_size_px, config.pixels
+            )
+            evaluations.append(SplitEvaluation(held_out, tokenizer, config, attributes))
+        loader = PairLoader.from_config(config, source, tokenizer, ranks.rank, ranks.world)
+        return train(config, run, Pretraining(config.model, config.loss), loader, tokenizer, evaluations, prepare)
 
 
-def make_tokenizer(config: Config, source: ShardReader, run: Path) -> Tokenizer:
+def shared_tokenizer(config: Config, source: Source, run: Path, ranks: Ranks) -> Tokenizer:
+    """The run's tokenizer on every rank; the first one trains it where there is none yet."""
+    failed = ""
+    if ranks.first:
+        try:
+            make_tokenizer(config, source, run)
+        except OpenCoCaError as error:
+            failed = str(error)
+    told = gathered_texts(failed, ranks)[0]  # which waits for the first rank
+    if told:
+        raise ConfigError(told)
+    return make_tokenizer(config, source, run)
+
+
+def make_tokenizer(config: Config, source: Source, run: Path) -> Tokenizer:
     """The run's tokenizer: the one of its latest checkpoint, or as `config.data.tokenizer` says."""
-    latest = checkpoint.latest_checkpoint(run)
+    tokenizer = stored_tokenizer(config, run)
+    if tokenizer is None:
+        kept = run / checkpoint.TOKENIZER  # Unigram training isn't reproducible: a run keeps its first vocabulary
+        run.mkdir(parents=True, exist_ok=True)
+        train_tokenizer(captions_of(source), config.model.text.vocab_size).save(kept)
+        tokenizer = Tokenizer.load(kept)
+    return tokenizer
+
+
+def stored_tokenizer(config: Config, run: Path | None) -> Tokenizer | None:
+    """The same where it is there already; None for one that has to be trained first."""
+    latest = checkpoint.latest_checkpoint(run) if run is not None else None
     if latest is not None:
         return Tokenizer.load(latest / checkpoint.TOKENIZER)
     wanted = config.data.tokenizer
     if wanted == "train":
-        kept = run / checkpoint.TOKENIZER  # Unigram training isn't reproducible: a run keeps its first vocabulary
-        if not kept.is_file():
-            run.mkdir(parents=True, exist_ok=True)
-            train_tokenizer(source.captions, config.model.text.vocab_size).save(kept)
-        return Tokenizer.load(kept)
+        kept = run / checkpoint.TOKENIZER if run is not None else None
+        return Tokenizer.load(kept) if kept is not None and kept.is_file() else None
+    if wanted == "clip":
+        return ClipTokenizer.published()
     if wanted == "openmoji":
         text = (resources.files("opencoca.data") / "openmoji_tokenizer.json").read_text(encoding="utf-8")
         return Tokenizer.from_json(text, name="openmoji_tokenizer.json")
     if not Path(wanted).exists():
         raise ConfigError(
-            f"data.tokenizer {wanted!r} is no file; give a tokenizer.json, 'openmoji', or 'train' for a new one"
+            f"data.tokenizer {wanted!r} is no file; give a tokenizer.json, 'openmoji', 'clip', or 'train' for a new one"
         )
     return Tokenizer.load(Path(wanted))
 

@@ -87,7 +87,9 @@ class Attention(nn.Module):
         elif causal and 1 < num_queries < num_keys:
             keep = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x_BTD.device)
             keep = keep.tril(num_keys - num_queries)
-        plainly_causal = bool(causal and num_queries == num_keys > 1)  # bool: torch.export's sizes are symbols
+        plainly_causal = False
+        if causal and num_queries == num_keys > 1:  # not `bool(...)`: sizes may be symbols, to torch.export and compile
+            plainly_causal = True
         heads_BNTK = F.scaled_dot_product_attention(
             q_BNTK, context.keys, context.values, attn_mask=keep, is_causal=plainly_causal
         )

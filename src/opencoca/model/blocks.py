@@ -38,13 +38,14 @@ class Block(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        picture: KeysValues | None = None,
+        picture: KeysValues | Tensor | None = None,
         cache: KVCache | None = None,
         keep_BTS: Tensor | None = None,
     ) -> Tensor:
         """One layer over x [B,T,D], which holds only the next positions where there is a cache of those before.
 
-        `keep_BTS` says which positions each one sees, where that isn't plainly causal.
+        `keep_BTS` says which positions each one sees, where that isn't plainly causal. `picture` is tokens [B,Q,D], or
+        what `picture_keys_values` made of them for many calls.
         """
         normed_BTD = self.norm_self(x_BTD)
         own = self.self_attention.keys_values(normed_BTD)
@@ -53,6 +54,8 @@ class Block(nn.Module):
         x_BTD = x_BTD + self.self_attention(normed_BTD, own, causal=self.causal, keep_BTS=keep_BTS)
         if self.cross_attention is not None:
             assert picture is not None
+            if isinstance(picture, Tensor):
+                picture = self.picture_keys_values(picture)
             x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
         return x_BTD + self.mlp(self.norm_mlp(x_BTD))
 
@@ -76,8 +79,10 @@ class PictureBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_width)
 
-    def forward(self, x_BTD: Tensor, picture: KeysValues) -> Tensor:
-        """One layer over x [B,T,D]; every position reads the picture, and none another position."""
+    def forward(self, x_BTD: Tensor, picture: KeysValues | Tensor) -> Tensor:
+        """One layer over x [B,T,D]; every position reads the picture, as in `Block`, and none another position."""
+        if isinstance(picture, Tensor):
+            picture = self.picture_keys_values(picture)
         x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
         return x_BTD + self.mlp(self.norm_mlp(x_BTD))
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from opencoca.config import ModelConfig
 from opencoca.model.attention import KVCache
 from opencoca.model.decode_cache import DecodeCache
+from opencoca.model.heads import task_heads
 from opencoca.model.pooler import AttentionalPooler
 from opencoca.model.text import MultimodalDecoder, UnimodalDecoder
 from opencoca.model.vit import VisionTransformer
@@ -46,6 +47,7 @@ class CoCa(nn.Module):
             self.image_projection = nn.Linear(text.width, config.embed_dim, bias=False)
             self.text_projection = nn.Linear(text.width, config.embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.empty(1))
+        self.tasks = task_heads(config)
 
     def forward(
         self,
@@ -68,6 +70,19 @@ class CoCa(nn.Module):
             embeds.append(text.embed)
             decoded.append(F.pad(decoded_BTD, (0, 0, 0, ids_BT.shape[1] - length)))
         return CoCaOutput(image.embed, torch.cat(embeds), torch.cat(decoded), self.log_scale.exp())
+
+    def embed_pairs(
+        self,
+        pixels_BCHW: Tensor,
+        ids_BT: Tensor,
+        valid_BT: Tensor,
+        buckets: Sequence[TextBucket] = (),
+        patch_noise_BP: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings of pictures and captions, [B,E] each, just as `forward` gives them, without decoding."""
+        runs = buckets or (TextBucket(0, *ids_BT.shape),)
+        texts = [self.encode_text(ids_BT[a:b, :length], valid_BT[a:b, :length]).embed for a, b, length in runs]
+        return self.encode_image(pixels_BCHW, patch_noise_BP).embed, torch.cat(texts)
 
     def encode_image(self, pixels_BCHW: Tensor, patch_noise_BP: Tensor | None = None) -> ImageFeatures:
         """Embeddings [B,E], unit-norm, and generative tokens [B,Q,D] of normalised pixels [B,C,H,W]."""

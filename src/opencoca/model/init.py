@@ -42,11 +42,13 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
     writers["multimodal"] = writers["unimodal"] + in_a_layer * len(model.multimodal.blocks)
     for name, parameter in model.named_parameters():
         part, _, rest = name.partition(".")
+        if part == "tasks":
+            rest = rest.partition(".")[2]  # a head's own name says nothing of its parameters
         if name == "log_scale":
             parameter.fill_(-math.log(model.config.init_temperature))
         elif name.endswith("bias"):
             parameter.zero_()
-        elif "norm" in name:
+        elif "norm" in rest:
             parameter.fill_(1.0)
         elif name.endswith("queries_QD"):
             _normal(parameter, 1.0, seed, name)

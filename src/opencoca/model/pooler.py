@@ -19,8 +19,9 @@ class AttentionalPooler(nn.Module):
         self.attention = Attention(width, num_heads, context_width)
         self.norm_out = nn.LayerNorm(width)
 
-    def forward(self, context_BSD: Tensor) -> Tensor:
-        """Pools a context [B,S,D'] of any length into [B,Q,D]."""
+    def forward(self, context_BSD: Tensor, keep_BS: Tensor | None = None) -> Tensor:
+        """Pools a context [B,S,D'] of any length into [B,Q,D]; `keep` says which positions are read, where not all."""
         queries_1QD = self.norm_queries(self.queries_QD)[None]
         context = self.attention.keys_values(self.norm_context(context_BSD))
-        return self.norm_out(self.attention(queries_1QD, context))
+        keep_BQS = None if keep_BS is None else keep_BS[:, None]
+        return self.norm_out(self.attention(queries_1QD, context, keep_BTS=keep_BQS))

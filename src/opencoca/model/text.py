@@ -109,8 +109,11 @@ class MultimodalDecoder(nn.Module):
         self.norm_out = nn.LayerNorm(config.width)
 
     def forward(self, text_BTD: Tensor, picture_BQD: Tensor) -> Tensor:
-        """Decodes unimodal token outputs [B,T,D] against picture tokens [B,Q,D] into [B,T,D], normed for the head."""
-        return self.step(text_BTD, self.pictures(picture_BQD), [None] * len(self.blocks))
+        """Decodes unimodal token outputs [B,T,D] against picture tokens [B,Q,D] into [B,T,D], normed for the head.
+
+        Each layer makes its own keys and values of the picture, so that none outlives it where a layer is computed again.
+        """
+        return self.step(text_BTD, [picture_BQD] * len(self.blocks), [None] * len(self.blocks))
 
     def pictures(self, picture_BQD: Tensor) -> list[KeysValues]:
         """Every layer's keys and values of picture tokens [B,Q,D]."""
@@ -120,7 +123,7 @@ class MultimodalDecoder(nn.Module):
     def step(
         self,
         text_BTD: Tensor,
-        pictures: list[KeysValues],
+        pictures: Sequence[KeysValues | Tensor],
         caches: Sequence[KVCache | None],
         keep_BTS: Tensor | None = None,
     ) -> Tensor:

@@ -56,13 +56,19 @@ class VisionTransformer(nn.Module):
         """Position embeddings [P,D] for a grid of patches; another grid than the trained one is interpolated."""
         grid = self.config.grid
         trained_PD = self.positions_PD[1:] if self.config.class_token else self.positions_PD
-        if (rows, columns) == (grid, grid):
-            return trained_PD
-        trained_1DHW = trained_PD.T.reshape(1, -1, grid, grid)
-        wanted_1DHW = F.interpolate(
-            trained_1DHW.float(), (rows, columns), mode="bicubic", antialias=True, align_corners=False
-        )
-        return wanted_1DHW.to(self.positions_PD.dtype).flatten(2)[0].T
+        return resized_grid(trained_PD, (grid, grid), (rows, columns))
+
+
+def resized_grid(trained_PD: Tensor, trained: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Position embeddings [P,D] of a grid of `trained` rows and columns for one of `wanted`, by bicubic interpolation.
+
+    Where the grid becomes smaller, neighbours are averaged (antialias).
+    """
+    if wanted == trained:
+        return trained_PD
+    trained_1DHW = trained_PD.T.reshape(1, -1, *trained)
+    wanted_1DHW = F.interpolate(trained_1DHW.float(), wanted, mode="bicubic", antialias=True, align_corners=False)
+    return wanted_1DHW.to(trained_PD.dtype).flatten(2)[0].T
 
 
 def prominence(pixels_BCHW: Tensor, patch_size_px: int) -> Tensor:

@@ -75,6 +75,8 @@ def card(example: Example) -> Html:
     ]
     head = tag("div", picture(example), tag("div", verdict(example.exact, truth, generated), said), class_="head")
     body = [tag("p", "true caption", class_="label"), true]
+    if example.before:
+        body += [tag("p", "caption before", class_="label"), tag("p", example.before, dir="auto", class_="true")]
     if found:
         body += [tag("p", "captions it finds", class_="label"), tag("ol", *found, class_="found")]
     return tag("article", head, *body, class_="card")

@@ -79,7 +79,8 @@ class Example:
     """One held-out picture and what the model made of it.
 
     Fields: png, the bytes of a small PNG file (about 100 pixels a side is plenty); truth and generated captions;
-      exact, whether they count as equal; retrieved, the best captions found, best first (three read well).
+      exact, whether they count as equal; retrieved, the best captions found, best first (three read well); before, the
+      caption that an earlier model gave, if there was one.
     """
 
     png: bytes
@@ -87,6 +88,7 @@ class Example:
     generated: str
     exact: bool
     retrieved: Sequence[Retrieved] = ()
+    before: str = ""
 
     def __post_init__(self) -> None:
         if not self.png.startswith(PNG_SIGNATURE):

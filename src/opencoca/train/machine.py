@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import statistics
 import sys
@@ -62,6 +63,14 @@ def peak_memory_bytes() -> int:
     """The most memory this process has held so far (resident set)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def memory_bytes() -> int:
+    """The memory of the machine; 0 where the system doesn't say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return 0
 
 
 def _synchronise(device: torch.device) -> None:

@@ -1,9 +1,11 @@
-"""Where numbers go while a model trains: JSONL, TensorBoard, and a person's terminal."""
+"""Where numbers go while a model trains: JSONL, TensorBoard, Weights & Biases, and a person's terminal."""
 
 from __future__ import annotations
 
 import json
+import os
 import time
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from opencoca.checkpoint import write_atomically
+from opencoca.config import Config
+from opencoca.errors import ConfigError
+
+SLOW_DATA = 0.1  # from this share of time spent waiting for data on, the console says so
 
 
 class Sink(Protocol):
@@ -63,6 +69,44 @@ class TensorBoardSink:
         self._writer.close()
 
 
+class WandbSink:
+    """Weights & Biases' logging, through whatever package is called `wandb`.
+
+    Runs are kept offline in RUN/wandb, for `wandb sync`, unless the environment says otherwise (WANDB_MODE=online). A
+    resumed run keeps its id. Steps are a metric of their own, since wandb's count can't go back to a checkpoint's.
+
+    Raises: ConfigError where the package isn't installed.
+    """
+
+    def __init__(self, run: Path, config: Config) -> None:
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError:
+            raise ConfigError(
+                "run.wandb is set, but wandb isn't installed; pip install wandb, or set run.wandb=false"
+            ) from None
+        kept = run / "wandb_id"
+        if not kept.is_file():
+            write_atomically(kept, uuid.uuid4().hex + "\n")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "opencoca"),
+            name=run.resolve().name,
+            id=kept.read_text().strip(),
+            resume="allow",
+            dir=str(run),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            config=config.to_dict(),
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
 class ConsoleSink:
     """A live line on a terminal, a plain line per log step elsewhere."""
 
@@ -92,7 +136,7 @@ class ConsoleSink:
         rate = (step - self._start) / max(time.monotonic() - self._began, 1e-9)
         losses = "  ".join(f"{name} {values[name]:.3f}" for name in self._LOSSES if name in values)
         line = (
-            f"{losses}  lr {values['learning_rate']:.1e}  {values['samples_per_s']:.0f} samples/s  "
+            f"{losses}  lr {values['learning_rate']:.1e}  {_speed(values)}  "
             f"ETA {_clock((self._steps - step) / max(rate, 1e-9))}"
         )
         if self._progress is not None:
@@ -105,6 +149,19 @@ class ConsoleSink:
             self._progress.stop()
 
 
+def open_sinks(run: Path, config: Config, resumed_step: int) -> list[Sink]:
+    """The sinks that the configuration asks for, to be opened by one process per run.
+
+    Raises: ConfigError where wandb is asked for and isn't installed.
+    """
+    sinks: list[Sink] = [WandbSink(run, config)] if config.run.wandb else []
+    sinks.append(JsonlSink(run / "metrics.jsonl", resumed_step))
+    sinks.append(ConsoleSink(config.optim.steps, resumed_step))
+    if config.run.tensorboard and TensorBoardSink.available():
+        sinks.append(TensorBoardSink(run / "tensorboard", resumed_step))
+    return sinks
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file; a last line that a kill cut short is left out."""
     rows = []
@@ -114,6 +171,19 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def _speed(values: dict[str, float]) -> str:
+    """Samples and tokens per second, memory, and waiting for data where that is much."""
+    parts = [f"{values['samples_per_s']:.0f} samples/s"]
+    if values.get("tokens_per_s"):
+        parts.append(f"{values['tokens_per_s']:,.0f} tokens/s")
+    if values.get("data_wait", 0.0) >= SLOW_DATA:
+        parts.append(f"data-wait {values['data_wait']:.0%}")
+    memory_gb = values.get("gpu_memory_gb", values.get("peak_memory_gb"))
+    if memory_gb is not None:
+        parts.append(f"{memory_gb:.1f} GB")
+    return "  ".join(parts)
 
 
 def _clock(seconds: float) -> str:

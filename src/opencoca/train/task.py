@@ -1,16 +1,43 @@
-"""Tasks: what the one training loop trains. Pretraining is here; others implement the same protocol."""
+"""Tasks: what the one training loop trains. Pretraining is here; others are as short as `Task` lets them be.
+
+A task looks at some rows of the global batch at a time and never asks which or on how many ranks. It gives sums over
+these rows, for the step to divide by counts of the global batch; and, where rows are compared with each other, what
+the comparison needs of each row, for the step to gather.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+import functools
+import operator
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from opencoca.config import LossConfig, ModelConfig
-from opencoca.losses import captioning_loss, contrastive_loss, group_ids
+from opencoca.losses import contrastive_loss, group_ids, linear_captioning_loss, sigmoid_loss
 from opencoca.model.coca import CoCa
 from opencoca.model.flops import forward_flops
 from opencoca.types import Batch
+
+Tensors = Mapping[str, Tensor]
+SIGMOID_BIAS = -10.0  # SigLIP's start; a model without a bias of its own keeps it
+
+
+class Compared(NamedTuple):
+    """What rows are compared by: tensors [B,...] of each row, and what belongs to none, such as the temperature [1]."""
+
+    rows: dict[str, Tensor]
+    common: dict[str, Tensor]
+
+
+class Outcome(NamedTuple):
+    """What a task makes of some rows: its terms, each summed over them, and what they are compared by, if anything."""
+
+    sums: dict[str, Tensor]
+    compared: Compared | None = None
 
 
 class TaskLoss(NamedTuple):
@@ -20,45 +47,100 @@ class TaskLoss(NamedTuple):
     parts: dict[str, Tensor]
 
 
-class Task(Protocol):
-    """One objective over one kind of batch."""
+class Task:
+    """One objective over one kind of batch.
 
-    def loss(self, model: CoCa, batch: Batch) -> TaskLoss:
+    The loss is the sum of all terms, each times its weight: those of `forward` as means over the global batch, those of
+    `compare` as means over its rows. A classifier is
+
+        class Classification(Task):
+            def forward(self, model, batch):
+                logits_BL = self.classifier(model.encode_image(batch.pixels).embed)
+                return Outcome({"cross_entropy": F.cross_entropy(logits_BL, batch.labels[:, 0], reduction="sum")})
+    """
+
+    weights: Mapping[str, float] = MappingProxyType({})  # terms that aren't named weigh 1
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        """What the sums over these rows are means over; a term that isn't named is a mean over rows."""
+        return {}
+
+    def forward(self, model: Any, batch: Batch) -> Outcome:
         """One forward pass."""
-        ...
+        raise NotImplementedError
+
+    def embed(self, model: Any, batch: Batch) -> Compared | None:
+        """What these rows are compared by, as in `forward`; the same values, perhaps for less work."""
+        return self.forward(model, batch).compared
+
+    def compare(self, own: Tensors, everyone: Tensors, common: Tensors, first: int) -> dict[str, Tensor]:
+        """Terms of these rows among all of the global batch, from its row `first` on; each a mean over these rows."""
+        return {}
 
     def forward_flops(self, batch: Batch) -> int:
-        """Floating-point operations of that forward pass."""
-        ...
+        """Floating-point operations of one forward pass, for the log; 0 where nobody counted."""
+        return 0
+
+    def loss(self, model: Any, batch: Batch) -> TaskLoss:
+        """The loss where this batch is all there is."""
+        sums, compared = self.forward(model, batch)
+        terms = self.means(sums, self.counts(batch), len(batch.keys))
+        if compared is not None:
+            terms = self.compare(compared.rows, compared.rows, compared.common, 0) | terms
+        return TaskLoss(self.total(terms), {name: value.detach() for name, value in (terms | _log(compared)).items()})
+
+    def means(self, sums: Tensors, counts: Mapping[str, float], rows: float) -> dict[str, Tensor]:
+        """Sums over counts of the global batch; 0 where there is nothing to count."""
+        return {name: x / max(1, counts.get(name, rows)) for name, x in sums.items()}
+
+    def total(self, terms: Tensors) -> Tensor:
+        """The terms, weighed and added up."""
+        return functools.reduce(operator.add, (self.weights.get(name, 1.0) * x for name, x in terms.items()))
 
 
-class Pretraining:
+def _log(compared: Compared | None) -> dict[str, Tensor]:
+    return {} if compared is None else {name: value.reshape(-1)[0] for name, value in compared.common.items()}
+
+
+class Pretraining(Task):
     """Contrastive and captioning loss in one forward pass (CoCa Eq. 4)."""
 
-    def __init__(self, model: ModelConfig, weights: LossConfig) -> None:
-        self.model_config = model
-        self.weights = weights
+    def __init__(self, model: ModelConfig, config: LossConfig) -> None:
+        self.model_config, self.config = model, config
+        self.weights = {"contrastive": config.contrastive_weight, "captioning": config.captioning_weight}
 
-    def loss(self, model: CoCa, batch: Batch) -> TaskLoss:
-        """The weighted sum of both losses, and each of them."""
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {"captioning": int(batch.valid[:, 1:].sum())}
+
+    def forward(self, model: CoCa, batch: Batch) -> Outcome:
         output = model(batch.pixels, batch.ids, batch.valid, batch.buckets, batch.patch_noise)
-        contrastive = contrastive_loss(
-            output.image_embed,
-            output.text_embed,
-            output.image_embed,
-            output.text_embed,
-            output.scale,
-            group_ids=group_ids(batch.labels),
-        )
         predicts = batch.valid[:, 1:]  # the head runs on these positions only
-        captioning = captioning_loss(model.caption_logits(output.decoded[predicts]), batch.ids[:, 1:][predicts])
-        total = self.weights.contrastive_weight * contrastive + self.weights.captioning_weight * captioning
-        parts = {
-            "contrastive": contrastive.detach(),
-            "captioning": captioning.detach(),
-            "scale": output.scale.detach()[0],
+        decoded_XD, targets_X = output.decoded[predicts], batch.ids[:, 1:][predicts]
+        nats = linear_captioning_loss(decoded_XD, model.head.weight, targets_X, 1, self.config.caption_chunk)
+        return Outcome({"captioning": nats}, self._compared(model, output.image_embed, output.text_embed, batch))
+
+    def embed(self, model: CoCa, batch: Batch) -> Compared:
+        image_BE, text_BE = model.embed_pairs(batch.pixels, batch.ids, batch.valid, batch.buckets, batch.patch_noise)
+        return self._compared(model, image_BE, text_BE, batch)
+
+    def _compared(self, model: CoCa, image_BE: Tensor, text_BE: Tensor, batch: Batch) -> Compared:
+        common = {"scale": model.log_scale.exp()}
+        if self.config.contrastive == "sigmoid":
+            bias = getattr(model, "bias", None)
+            common["bias"] = torch.full_like(model.log_scale, SIGMOID_BIAS) if bias is None else bias
+        return Compared({"image": image_BE, "text": text_BE, "labels": batch.labels}, common)
+
+    def compare(self, own: Tensors, everyone: Tensors, common: Tensors, first: int) -> dict[str, Tensor]:
+        pairs = own["image"], own["text"], everyone["image"], everyone["text"]
+        settings = {
+            "first": first,
+            "group_ids": group_ids(everyone["labels"]),
+            "multi_positive": self.config.multi_positive,
+            "chunk": self.config.contrastive_chunk,
         }
-        return TaskLoss(total, parts)
+        if self.config.contrastive == "sigmoid":
+            return {"contrastive": sigmoid_loss(*pairs, common["scale"], common["bias"], **settings)}
+        return {"contrastive": contrastive_loss(*pairs, common["scale"], **settings)}
 
     def forward_flops(self, batch: Batch) -> int:
         """Matrix products that the batch's real tokens need; padding counts for nothing."""

@@ -1,0 +1,239 @@
+"""`coca data`: check, index and import captioned pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+
+from opencoca.cli.main import DONE, SKIPPED, Flag
+from opencoca.errors import DataError
+
+if TYPE_CHECKING:
+    from opencoca.cli.progress import PictureProgress
+
+MOST_NAMED = 20
+OPTIONS = {
+    "check": {"split", "pictures", "tokenizer", "context_length", "samples", "decode"},
+    "index": {"out", "count_damage"},
+    "import": {"out", "pictures", "val_share", "samples_per_shard", "overwrite"},
+}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Check, index and import captioned pictures of any form.
+
+    A PATH is a folder, a file, a pattern such as "tars/{000..012}.tar", or a URL (s3://...). Read are: prepared shards,
+    tars of webdataset and img2dataset, CSV, TSV, JSONL and Parquet tables, COCO's and Karpathy's json, folders with
+    metadata.jsonl, pictures with .txt beside them, and folders whose names are labels.
+
+    check looks for columns, missing files, what is there twice, captions that are too long, and pictures that are in
+    training and validation; index writes where each sample of tars lies, with digests; import writes prepared shards,
+    with a part for validation. What can't be used is named and skipped (exit code 3).
+
+    Examples:
+      coca data check captions.csv
+      coca data check coco/annotations/captions_train2017.json --pictures coco/train2017
+      coca data index tars/
+      coca data import holiday/ more.csv --out shards --val-share 0.1
+      coca train tiny --data.folder shards
+    """
+
+    action: Annotated[Literal["check", "index", "import"], Positional, arg(help_behavior_hint="")]
+    """What to do."""
+    paths: Annotated[tuple[str, ...], Positional, arg(metavar="PATH...", help_behavior_hint="")]
+    """Where the data are; import takes several."""
+    out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
+    """import: the folder for the shards. index: the file, where the tars are on another machine."""
+    pictures: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """check, import: the folder that the paths in a table or json start from."""
+    split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """check: only this split."""
+    samples: int = 0
+    """check: look at so many samples of each split, evenly spread; 0 is all."""
+    decode: Flag = False
+    """check: decode every picture, as training does; else only its first bytes are looked at."""
+    tokenizer: str = "clip"
+    """check: what counts tokens: clip, openmoji, or a tokenizer.json."""
+    context_length: int = 76
+    """check: so many tokens of a caption are read."""
+    val_share: float = 0.05
+    """import: this part of the pictures is for validation, where the data tell no splits."""
+    samples_per_shard: int = 1000
+    """import: samples in a file."""
+    overwrite: Flag = False
+    """import: replace the shards that the folder holds."""
+    count_damage: Flag = False
+    """index: note damaged tars and go on, instead of stopping."""
+    http: Flag = False
+    """Allow http(s) URLs, which are fetched from the web."""
+    json: Flag = False
+    """Print one JSON object."""
+
+
+def run(args: Args) -> int:
+    """Does it, and prints a fact a line; what was skipped goes to standard error."""
+    _refuse_options(args)
+    from opencoca.cli.forms import json_text
+
+    progress, named = _Progress(), _Named()
+    if args.action == "check":
+        report = _check(args, progress, named)
+    elif args.action == "index":
+        report = _index(args, named)
+    else:
+        report = _import(args, progress, named)
+    progress.close()
+    named.finish()
+    if args.json:
+        if named.skipped:
+            report["skipped_samples"] = [{"key": key, "reason": reason} for key, reason in named.skipped]
+        print(json_text(report, indent=2))
+    else:
+        _print(report)
+    return SKIPPED if named.skipped else DONE
+
+
+def _check(args: Args, progress: _Progress, named: _Named) -> dict[str, Any]:
+    from opencoca.jobs.data_check import check
+
+    report = check(
+        args.paths[0],
+        split=args.split,
+        pictures=args.pictures,
+        tokenizer=args.tokenizer,
+        context_length=args.context_length,
+        samples=args.samples,
+        decode=args.decode,
+        http=args.http,
+        on_sample=progress,
+        on_skip=named,
+    )
+    for shared in report["shared"]:
+        if shared["pictures"] or shared["captions"]:
+            a, b = shared["splits"]
+            what = f"{shared['pictures']} pictures and {shared['captions']} captions of {b} are in {a}, too"
+            print(f"coca: warning: {what}{_such_as(shared['for_example'])}", file=sys.stderr)
+    return report
+
+
+def _index(args: Args, named: _Named) -> dict[str, Any]:
+    from opencoca.jobs.data_index import index
+
+    on_damage = "count" if args.count_damage else "stop"
+    report = index(args.paths[0], args.out, on_damage=on_damage, http=args.http)
+    for key, reason in report.pop("skipped"):
+        named(key, reason)
+    if not args.json:
+        for tar in report["tars"]:
+            print(f"{tar['file']}\t{tar['samples']} samples\t{tar['bytes']} bytes\tsha256 {tar['sha256']}")
+        report["tars"] = len(report["tars"])
+    return report
+
+
+def _import(args: Args, progress: _Progress, named: _Named) -> dict[str, Any]:
+    from opencoca.jobs.data_import import import_data
+
+    if args.out is None:
+        raise DataError("import needs a folder for the shards; add --out FOLDER")
+    report = import_data(
+        args.paths,
+        args.out,
+        val_share=args.val_share,
+        samples_per_shard=args.samples_per_shard,
+        pictures=args.pictures,
+        overwrite=args.overwrite,
+        http=args.http,
+        on_sample=progress,
+        on_skip=named,
+    )
+    if report["pictures_in_several_splits"]:
+        count = report["pictures_in_several_splits"]
+        print(f"coca: warning: {count} pictures are in several splits of the data", file=sys.stderr)
+    return report
+
+
+class _Progress:
+    """A bar on a terminal, as soon as it is known how much there is."""
+
+    def __init__(self) -> None:
+        self._bar: PictureProgress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        from opencoca.cli.progress import PictureProgress
+
+        self._bar = self._bar or PictureProgress(total)
+        self._bar.move(done)
+
+    def close(self) -> None:
+        if self._bar:
+            self._bar.close()
+
+
+class _Named:
+    """Names what is skipped on standard error, the first of it; the rest it counts."""
+
+    def __init__(self) -> None:
+        self.skipped: list[tuple[str, str]] = []
+
+    def __call__(self, key: str, reason: str) -> None:
+        from opencoca.cli.forms import shown
+
+        self.skipped.append((key, reason))
+        if len(self.skipped) <= MOST_NAMED:
+            print(f"skipped {shown(key)}: {shown(reason)}", file=sys.stderr)
+
+    def finish(self) -> None:
+        more = len(self.skipped) - MOST_NAMED
+        if more > 0:
+            print(f"skipped {more} more; --json lists all", file=sys.stderr)
+
+
+def _refuse_options(args: Args) -> None:
+    given = {f.name for f in dataclasses.fields(args) if getattr(args, f.name) != f.default} - {"action", "paths"}
+    for name in sorted(given - {"http", "json"} - OPTIONS[args.action]):
+        for_what = " and ".join(action for action, names in OPTIONS.items() if name in names)
+        raise DataError(f"--{name.replace('_', '-')} is for {for_what}, not for {args.action}; leave it out")
+    if args.action != "import" and len(args.paths) > 1:
+        raise DataError(f"{args.action} takes one path, and {len(args.paths)} were given; run it for each")
+    if args.samples < 0 or args.context_length < 3:
+        raise DataError(f"--samples {args.samples} must be 0 or more, --context-length {args.context_length} 3 or more")
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    """A fact a line, with a tab between; facts of a split have its name before theirs."""
+    from opencoca.cli.forms import shown
+
+    plain = {name: value for name, value in report.items() if name not in ("splits", "shared")}
+    if "splits" in report:
+        plain.pop("skipped")  # each split says it, and why
+    facts = _facts(plain)
+    for split, found in report.get("splits", {}).items():
+        facts += _facts(found, "" if split == "all" else f"{split}.")
+    for shared in report.get("shared", []):
+        both = "+".join(shared["splits"])
+        facts += [(f"{both}.{what}", shared[what]) for what in ("pictures", "captions")]
+    for name, value in facts:
+        print(f"{name}\t{shown(value)}")
+
+
+def _facts(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    facts: list[tuple[str, Any]] = []
+    for name, value in report.items():
+        if isinstance(value, Mapping):
+            facts += _facts(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            facts += [(prefix + name, entry) for entry in value]
+        else:
+            facts.append((prefix + name, value))
+    return facts
+
+
+def _such_as(keys: list[str]) -> str:
+    return f" (such as {', '.join(keys)})" if keys else ""

@@ -1,0 +1,1 @@
+"""Ranks: who they are, what they tell each other, and how they share a model. Without torchrun there is one."""
