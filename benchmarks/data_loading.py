@@ -2,8 +2,9 @@
 
 C9 decodes JPEGs of three sizes to 224 px on one core: ours with simplejpeg, the Pillow path (which is inference's), and
 the limit, decoding at the smallest scale, which is hardly more than the entropy decoding. C10 reads shards of small
-pictures into batches of pixels and ids: ours, and webdataset with torch's DataLoader, each in a process of its own; the
-whole tree of processes is weighed. Runs alternate; medians.
+pictures into batches of pixels and ids: ours with worker processes and with threads (data.workers=0, nothing cached),
+and webdataset with torch's DataLoader. Each runs in a process of its own; its whole tree of processes is weighed. Runs
+alternate; medians.
 
     python benchmarks/data_loading.py                (in an environment with webdataset; without it, ours alone)
 """
@@ -11,6 +12,7 @@ whole tree of processes is weighed. Runs alternate; medians.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import importlib.util
 import io
@@ -33,6 +35,7 @@ from PIL import Image
 
 from opencoca.config import PixelConfig
 from opencoca.data.decode import decode_square
+from opencoca.data.pixels import normalise, to_square
 from opencoca.data.shards import ShardReader, ShardWriter
 
 SIZE_PX, BATCH, CONTEXT = 224, 64, 64
@@ -118,22 +121,25 @@ def ours(folder: Path, workers: int, pixels: PixelConfig = SCALED) -> Iterator[i
         seed=0,
         shuffle_window=2,
         workers=workers,
+        cache_bytes=0,
     )
     for batch, _ in loader.batches():
         yield len(batch.keys)
 
 
-def webdataset(folder: Path, workers: int) -> Iterator[int]:
-    """Sizes of the batches of webdataset and torch's DataLoader, set up as their documentation does."""
+def webdataset(folder: Path, workers: int, as_float: bool = True) -> Iterator[int]:
+    """Sizes of the batches of webdataset and torch's DataLoader, set up as their documentation does.
+
+    as_float: workers give normalised float32, as open_clip's do; else uint8, like ours.
+    """
     import torch
     import webdataset as wds  # pyright: ignore[reportMissingImports]
 
     encoder = tokenizer()
 
     def square(image: Image.Image) -> np.ndarray:
-        from opencoca.data.pixels import to_square
-
-        return to_square(image.convert("RGB"), SIZE_PX, PILLOW).transpose(2, 0, 1)
+        pixels = to_square(image.convert("RGB"), SIZE_PX, PILLOW)
+        return normalise(pixels, PILLOW.mean, PILLOW.std)[0] if as_float else pixels.transpose(2, 0, 1)
 
     def collate(rows: list[tuple[np.ndarray, str]]) -> tuple[torch.Tensor, torch.Tensor]:
         ids, _ = encoder.encode_batch([caption for _, caption in rows], CONTEXT)
@@ -162,7 +168,13 @@ def idle(folder: Path, workers: int) -> Iterator[int]:
         yield 0
 
 
-READERS = {"ours": ours, "webdataset": webdataset, "idle": idle}
+READERS = {
+    "ours": ours,
+    "ours_threads": lambda folder, workers: ours(folder, 0),
+    "webdataset": webdataset,
+    "webdataset_uint8": functools.partial(webdataset, as_float=False),
+    "idle": idle,
+}
 
 
 def one_run(who: str, folder: Path, workers: int, batches: int) -> dict[str, float]:
@@ -187,14 +199,21 @@ def one_run(who: str, folder: Path, workers: int, batches: int) -> dict[str, flo
 
 
 def tree_bytes(pid: int) -> int:
-    """Memory of a process and its children, each shared page counted once over those that share it (PSS)."""
+    """Private memory of a process and its children, with its share of what they share, and all shared memory.
+
+    Shared memory is counted where it is kept: batches that wait in a queue are mapped into no process.
+    """
+    shared = os.statvfs("/dev/shm")
+    return (shared.f_blocks - shared.f_bfree) * shared.f_frsize + _own_bytes(pid)
+
+
+def _own_bytes(pid: int) -> int:
     total = 0
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                total += int(line.split()[1]) * 1024
+        sizes = dict(line.split(":") for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+        total += (int(sizes["Pss"].split()[0]) - int(sizes["Pss_Shmem"].split()[0])) * 1024
         for task in Path(f"/proc/{pid}/task").iterdir():
-            total += sum(tree_bytes(int(child)) for child in (task / "children").read_text().split())
+            total += sum(_own_bytes(int(child)) for child in (task / "children").read_text().split())
     except OSError:  # it has ended meanwhile
         pass
     return total
@@ -212,9 +231,9 @@ def write_shards(folder: Path, count: int, distinct: int) -> None:
 
 def loading(repeats: int, count: int, distinct: int, workers: int, per_core: float) -> dict[str, Any]:
     """Medians of each reader's runs, each in a fresh process, in turn."""
-    readers = ["ours", "idle"]
+    readers = ["ours", "ours_threads", "idle"]
     if importlib.util.find_spec("webdataset"):
-        readers.insert(1, "webdataset")
+        readers[2:2] = ["webdataset", "webdataset_uint8"]
     runs: dict[str, list[dict[str, float]]] = {who: [] for who in readers}
     with tempfile.TemporaryDirectory() as name:
         write_shards(Path(name), count, distinct)
@@ -236,13 +255,16 @@ def loading(repeats: int, count: int, distinct: int, workers: int, per_core: flo
         "samples_per_s": {who: median[who]["samples_per_s"] for who in above},
         "limit_samples_per_s": limit,
         "ours_over_limit": median["ours"]["samples_per_s"] / limit,
+        "ours_threads_over_limit": median["ours_threads"]["samples_per_s"] / limit,
         "goal_over_limit": 0.95,
         "bytes_above_idle_torch": above,
     }
     if "webdataset" in above:
-        figures["ours_over_webdataset"] = median["ours"]["samples_per_s"] / median["webdataset"]["samples_per_s"]
-        figures["memory_over_webdataset"] = above["ours"] / above["webdataset"]
-        figures["goal_memory_over_webdataset"] = 0.25
+        for peer in ("webdataset", "webdataset_uint8"):
+            for own in ("ours", "ours_threads"):
+                figures[f"{own}_over_{peer}"] = median[own]["samples_per_s"] / median[peer]["samples_per_s"]
+                figures[f"memory_of_{own}_over_{peer}"] = above[own] / above[peer]
+        figures["goal_memory"] = 0.25
         figures["webdataset"] = importlib.metadata.version("webdataset")
     return figures
 

@@ -32,14 +32,22 @@ def on_ranks(world: int, function: Callable[..., Any], *args: Any, timeout_s: fl
     return [end.value for end in ended]
 
 
-def ends_of_ranks(world: int, function: Callable[..., Any], *args: Any, timeout_s: float = TIMEOUT_S) -> list[Ended]:
+def ends_of_ranks(
+    world: int,
+    function: Callable[..., Any],
+    *args: Any,
+    timeout_s: float = TIMEOUT_S,
+    group_timeout_s: float = 20.0,
+) -> list[Ended]:
     """How each rank ended; one that is still there after `timeout_s` is killed and has the code None."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     port, deadline = free_port(), time.monotonic() + timeout_s
     pipes = [context.Pipe(duplex=False) for _ in range(world)]
     processes = [
-        context.Process(target=_work, args=(rank, world, port, pipes[rank][1], function, args), daemon=True)
+        context.Process(
+            target=_work, args=(rank, world, port, group_timeout_s, pipes[rank][1], function, args), daemon=True
+        )
         for rank in range(world)
     ]
     answers: list[tuple[Any, str]] = []
@@ -70,7 +78,15 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def _work(rank: int, world: int, port: int, sender: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _work(
+    rank: int,
+    world: int,
+    port: int,
+    group_timeout_s: float,
+    sender: Any,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+) -> None:
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     os.environ |= {
@@ -81,7 +97,7 @@ def _work(rank: int, world: int, port: int, sender: Any, function: Callable[...,
         "MASTER_PORT": str(port),
     }
     try:
-        with process_group("cpu", timeout_s=20):
+        with process_group("cpu", group_timeout_s):
             sender.send((function(*args), ""))
     except BaseException as error:
         sender.send((None, f"{type(error).__name__}: {error}" + ("" if _is_ours(error) else traceback.format_exc())))

@@ -30,6 +30,9 @@ class VisionConfig:
     class_token: a learned token stands in front of the patches, with a position of its own (OpenCLIP's layout).
     patch_bias: the patch projection has a bias (OpenCLIP's has none).
     norm_input: a norm between the positions and the first block (OpenCLIP's `ln_pre`).
+    registers: so many learned tokens go through the blocks with the patches and are dropped behind them, room for what
+        concerns the whole picture (arXiv 2309.16588).
+    qk_norm: queries and keys are normed in each head (arXiv 2302.05442).
     """
 
     image_size_px: int
@@ -43,8 +46,11 @@ class VisionConfig:
     class_token: bool = False
     patch_bias: bool = True
     norm_input: bool = False
+    registers: int = 0
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
+        require(self.registers >= 0, f"registers {self.registers} must not be negative; 0 has none")
         require_positive(self, "image_size_px", "patch_size_px", "width", "depth", "num_heads", "mlp_width")
         require(self.max_patches >= 0, f"max_patches {self.max_patches} must not be negative; 0 reads all patches")
         require_multiple(self, "image_size_px", "patch_size_px")
@@ -95,6 +101,8 @@ class TextConfig:
         fills the context (OpenCLIP's published weights were trained so).
     cross_attention: "inside" every multimodal layer, before its MLP (the paper), or "after" it, in a block of its own
         with a second MLP and a norm of the picture tokens (OpenCLIP's layout).
+    qk_norm: queries and keys are normed in each head of both halves (arXiv 2302.05442); the poolers' never are, which
+        read normed tokens once.
     """
 
     vocab_size: int
@@ -107,6 +115,7 @@ class TextConfig:
     tie_output: bool = False
     cls_place: Literal["after_text", "at_end"] = "after_text"
     cross_attention: Literal["inside", "after"] = "inside"
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab_size", "width", "unimodal_depth", "num_heads", "mlp_width")
@@ -152,6 +161,8 @@ class ModelConfig:
     project_embeds: both embeddings pass a linear map into the joint space before they are normalised (OpenCLIP's
         `visual.proj` and `text_projection`); the paper's sizes leave no room for one.
     heads: what tasks have added to it.
+    time_positions: so many frames of a clip have a learned position in time, added to their tokens before those of all
+        frames are pooled together (`model.video`); 0 has none, so that the order of frames changes nothing.
     """
 
     vision: VisionConfig
@@ -160,8 +171,10 @@ class ModelConfig:
     init_temperature: float = 0.07
     project_embeds: bool = False
     heads: tuple[HeadConfig, ...] = ()
+    time_positions: int = 0
 
     def __post_init__(self) -> None:
+        require(self.time_positions >= 0, f"time_positions {self.time_positions} must not be negative; 0 has none")
         heads = self.pooler.num_heads or self.text.num_heads
         require(
             self.text.width % heads == 0,

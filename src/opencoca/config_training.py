@@ -17,6 +17,7 @@ class LossConfig:
     multi_positive: pairs with one caption or one picture are each other's positives, not only no negatives.
     caption_chunk: vocabulary logits exist for so many tokens at a time; 0 for as many as is fast.
     contrastive_chunk: the similarity matrix exists for so many rows at a time; 0 for as many as is fast.
+    label_smoothing: the share of a classifier's targets that is spread over all of its labels.
     """
 
     contrastive_weight: float = 1.0
@@ -25,12 +26,14 @@ class LossConfig:
     multi_positive: bool = False
     caption_chunk: int = 0
     contrastive_chunk: int = 0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         require(
             self.contrastive_weight >= 0 and self.captioning_weight >= 0,
             f"loss weights {self.contrastive_weight}, {self.captioning_weight} must not be negative",
         )
+        require(0 <= self.label_smoothing < 1, f"label_smoothing {self.label_smoothing} must be in [0, 1)")
         require(self.contrastive_weight + self.captioning_weight > 0, "both loss weights are 0: nothing to train")
         require(
             self.caption_chunk >= 0 and self.contrastive_chunk >= 0,

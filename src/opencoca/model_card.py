@@ -17,6 +17,7 @@ PARTS = {
     "unimodal": "unimodal text decoder",
     "multimodal": "multimodal decoder",
     "head": "vocabulary head",
+    "tasks": "heads for tasks",
 }
 
 

@@ -155,8 +155,11 @@ def test_no_combination_changes_anything(variant, alone, world):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_compute_the_same(variant, alone):
-    far, name = distance(steps(variant, compile=True, micro_batch=8, checkpoint_activations=True), alone)
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # both come from torch's compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_blocks_compute_the_same():
+    far, name = distance(steps("plain", compile=True, micro_batch=8, checkpoint_activations=True), steps("plain"))
     assert far < 1e-9, (name, far)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
+import math
 import random
 from pathlib import Path
 
@@ -22,7 +23,16 @@ from opencoca.data.sample import Sample
 from opencoca.errors import ConfigError, DataError, TrainingError
 from opencoca.jobs import finetune as job
 from opencoca.jobs.finetune_data import Chosen, Held, held, split_as_told, split_by_picture
-from opencoca.jobs.finetune_measure import HeldOutEvaluation, best_alpha, collapse, interpolated, measure
+from opencoca.jobs.finetune_measure import (
+    HeldOutEvaluation,
+    best_alpha,
+    collapse,
+    fitted_scale,
+    interpolated,
+    measure,
+    unlearnt,
+)
+from opencoca.losses import contrastive_loss
 from opencoca.model.init import build
 from opencoca.train import loop
 
@@ -158,15 +168,34 @@ def test_the_ends_are_exactly_the_two_models_and_the_middle_is_between():
             interpolated(original, tuned, alpha)
 
 
-def test_of_several_alphas_the_best_captioner_that_unlearns_nothing_is_kept():
-    def figures(cider: float, recall: float, keep: float) -> dict[str, float]:
-        return {"cider_d": cider, "keep": keep} | {f"{w}_recall@{k}": recall for w in ("i2t", "t2i") for k in (1, 5)}
+def figures_with(cider: float, recall: float, keep: float = 0.8) -> dict[str, float]:
+    return {"cider_d": cider, "keep": keep} | {f"{w}_recall@{k}": recall for w in ("i2t", "t2i") for k in (1, 5)}
 
-    before = figures(0.1, 0.5, 0.8)
-    by_alpha = {0.25: figures(0.3, 0.5, 0.8), 0.5: figures(0.4, 0.6, 0.8), 1.0: figures(0.9, 0.7, 0.5)}
+
+def test_of_several_alphas_the_best_captioner_that_finds_no_less_is_kept():
+    before = figures_with(0.1, 0.5)
+    by_alpha = {0.25: figures_with(0.3, 0.5), 0.5: figures_with(0.4, 0.6), 1.0: figures_with(0.9, 0.4)}
     assert best_alpha(before, by_alpha) == 0.5
     assert best_alpha(before, {1.0: by_alpha[1.0]}) == 1.0
-    assert best_alpha(before, {0.5: figures(0.4, 0.4, 0.8), 1.0: figures(0.9, 0.3, 0.8)}) == 0.5
+    assert best_alpha(before, {0.5: figures_with(0.4, 0.4), 1.0: figures_with(0.9, 0.3)}) == 0.5
+
+
+def test_unlearning_is_told():
+    before = figures_with(0.1, 0.5, keep=0.8)
+    assert unlearnt(before, figures_with(0.1, 0.5, keep=0.601)) is None
+    assert "fell from 80.0% to 59.9%" in str(unlearnt(before, figures_with(0.1, 0.5, keep=0.599)))
+    assert unlearnt({}, {}) is None
+
+
+def test_the_temperature_suits_pictures_that_the_model_does_not_know():
+    predictor = tiny.predictor()
+    some = held_out([f"a {word}" for word in "abcdefgh"])
+    with torch.no_grad():
+        predictor.model.log_scale.fill_(4.6)
+    texts, images = predictor.embed_texts(some.texts), predictor.encode_images(some.pictures).embed
+    scale = fitted_scale(predictor, some)
+    losses = [contrastive_loss(images, texts, images, texts, torch.tensor([s])).item() for s in (scale, 99.0)]
+    assert 1 <= scale < 50 and losses[0] <= 2 * math.log(8) + 0.1 < losses[1]
 
 
 # --- memory -----------------------------------------------------------------------------------------------------

@@ -59,6 +59,14 @@ def test_patches_that_are_not_read_are_not_counted(max_patches: int) -> None:
         assert forward_flops(config, 2, 9, image_size_px) == measured(config, 2, 9, image_size_px)
 
 
+@pytest.mark.parametrize("registers", [1, 4])
+def test_registers_are_counted(registers: int) -> None:
+    config = changed("tiny")
+    config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, registers=registers))
+    for image_size_px in (8, 16):
+        assert forward_flops(config, 2, 9, image_size_px) == measured(config, 2, 9, image_size_px)
+
+
 def test_the_total_is_the_sum_of_the_parts() -> None:
     flops = forward_flops(changed("tiny"), 2, 9)
     assert flops.total == sum(flops) == measured(changed("tiny"), 2, 9, 16).total
@@ -85,11 +93,12 @@ def test_padding_counts_for_nothing_in_the_utilisation() -> None:
     batch = Batch(torch.zeros(3, 3, 16, 16), ids, ids > 0, torch.arange(6).view(3, 2), ("a", "b", "c"), buckets)
     task = Pretraining(config, LossConfig())
     with (
-        sdpa_kernel(SDPBackend.MATH),
+        torch.no_grad(),  # the losses make their gradients in the forward pass
+        sdpa_kernel(SDPBackend.MATH),  # torch's counter doesn't know the CPU's own kernel
         FlopCounterMode(display=False) as counter,
-    ):  # it doesn't know the CPU's own kernel
+    ):
         task.loss(build(config), batch)
-    similarities = 2 * (2 * 3 * 3 * config.embed_dim)  # two matrices, of the loss and not of the model
+    similarities = 2 * 3 * 3 * config.embed_dim  # of the loss and not of the model
     assert task.forward_flops(batch) == counter.get_total_flops() - similarities
     wider = batch._replace(ids=torch.nn.functional.pad(ids, (0, 4)), valid=torch.nn.functional.pad(ids > 0, (0, 4)))
     assert task.forward_flops(wider) == task.forward_flops(batch)

@@ -14,7 +14,7 @@ from tests.support import samples, tiny_config, write_shards
 from opencoca import recipes
 from opencoca.config import PixelConfig
 from opencoca.data.augment import Augmentation
-from opencoca.data.loader import bucket_by_length
+from opencoca.data.loader import bucket_by_length, put_in_order
 from opencoca.data.pixels import normalised, open_picture
 from opencoca.data.shards import Sample, ShardReader
 from opencoca.errors import DataError
@@ -65,6 +65,14 @@ def test_rows_belong_together_and_stand_by_length():
 def test_a_caption_beyond_the_context_loses_its_end():
     batch = make([Sample("a", noise(1)[0].picture, "red square " * 30, {})], batch_size=1).batch(0)
     assert batch.ids.shape == (1, 16) and batch.ids[0, -1] == TOKENIZER.special.end and batch.valid.all()
+
+
+@given(st.integers(0, 12).flatmap(lambda count: st.permutations(range(count))))
+def test_rows_are_put_in_order_in_place(order):
+    rows = np.arange(2 * len(order)).reshape(-1, 2)
+    expected = rows[list(order)].copy()
+    put_in_order(rows, order)
+    assert np.array_equal(rows, expected)
 
 
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=9), st.integers(1, 5))

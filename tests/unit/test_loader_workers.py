@@ -51,6 +51,27 @@ def test_workers_change_nothing(folder):
     assert time.monotonic() - began < 5 and not any(is_alive(pid) for pid in pids)
 
 
+def test_threads_change_nothing_either(folder):
+    """Read ahead or asked for singly, walking or jumping, after an error too."""
+    source = Faulty(folder, k03="lost")
+    loader, single = make(source, 2, batch_size=20), make(source, 2, batch_size=20)
+    expected = [single.batch(20 * i) for i in range(6)]
+    walking = loader.batches()
+    assert all(same(next(walking)[0], batch) for batch in expected[:3])
+    assert "the loader reads k" in loader.describe() and "of 3" in loader.describe()
+    assert same(loader.batch(0), expected[0]) and loader.describe() == "the loader has nothing to read"
+    assert same(next(loader.batches(100))[0], expected[5])
+    source.faults["k17"] = "bug"
+    with pytest.raises(ZeroDivisionError):
+        for _ in zip(range(4), loader.batches(), strict=False):
+            pass
+    assert loader._pool is None
+    del source.faults["k17"]
+    assert same(loader.batch(40), expected[2])
+    loader.close()
+    loader.close()
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

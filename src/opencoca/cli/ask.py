@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from opencoca.cli.main import ModelName, Paths
 from opencoca.cli.options import Generation, GenerationGroup, OutputGroup, OutputOptions
+from opencoca.data.prompts import asked
 from opencoca.errors import DataError
+
+if TYPE_CHECKING:
+    from opencoca.infer.predictor import Predictor
+    from opencoca.infer.stream import OnBad
+
+    Answers = Callable[[list[Path], OnBad], Iterator[tuple[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -19,8 +27,9 @@ class Args:
     """Ask a question about pictures.
 
     Prints one line per picture: its path, a tab, the answer; on a terminal, a table. The last word is the question,
-    unless --question gives it. Without a head that was trained on questions, which no model here has yet, the model
-    goes on with the caption "question: ... answer:": expect a few words about the picture, often not what was asked.
+    unless --question gives it. A model that `coca vqa` has trained chooses among the answers it has learnt. Any other,
+    and every model where an option says how to generate, goes on with the caption "question: ... answer:": without
+    training on questions, expect a few words about the picture, often not what was asked.
 
     Examples:
       coca ask cat.png "what colour is the cat?"
@@ -46,26 +55,52 @@ def run(args: Args) -> int:
     found = find(paths)
 
     from opencoca.cli.output import Column, Output, Row, width_of
-    from opencoca.infer.captioning import QUESTION, encode_prompt
     from opencoca.loading import load
 
     predictor = load(args.model)
-    settings = args.generation.settings(predictor.config.generation)
-    prompt = QUESTION.replace("{}", question.strip())
-    lead = len(encode_prompt(predictor, prompt, settings))
+    answers, how = _how(args, predictor, question)
 
     def about() -> dict[str, Any]:
-        options = {"question": question, **dataclasses.asdict(settings)}
-        return {"command": "ask", "model": predictor.fingerprint(), "options": options}
+        return {"command": "ask", "model": predictor.fingerprint(), "options": {"question": question, **how}}
 
     columns = [Column("picture", "cyan", width=width_of(found.paths)), Column("answer")]
     with Output(found, columns, args.output, ["path", "question", "answer"], about) as output:
-        for one in predictor.describe(output.todo, prompt=prompt, on_bad=output.skip, **args.generation.changes()):
-            path, answer = str(one.picture), predictor.tokenizer.decode(one.captions[0].ids[lead:]).strip()
+        for path, answer in answers(output.todo, output.skip):
             output.done(1)
             record = {"path": path, "question": question, "answer": answer}
             output.rows([Row((path, answer), record, (path, question, answer), (answer,))])
         return output.finish()
+
+
+def _how(args: Args, predictor: Predictor, question: str) -> tuple[Answers, dict[str, Any]]:
+    """What answers: the model's head for questions, or its words where it has none or options say how; and the options.
+
+    Raises: ConfigError or DataError for a question that is too long.
+    """
+    from opencoca.infer import heads
+    from opencoca.infer.captioning import encode_prompt
+    from opencoca.infer.stream import encoded
+
+    changes = args.generation.changes()
+    if not changes and any(head.reads == "decoder" and head.pictures == 1 for head in predictor.model.config.heads):
+        head = heads.head_for(predictor, "decoder", pictures=1)
+        heads.question_ids(predictor, question)
+
+        def choose(paths: list[Path], skip: OnBad) -> Iterator[tuple[str, str]]:
+            for some, features in encoded(predictor, paths, skip):
+                logits = heads.answer_logits(predictor, head, features.tokens, [question] * len(some))
+                yield from ((str(p), head.labels[i]) for p, i in zip(some, logits.argmax(1).tolist(), strict=True))
+
+        return choose, {"head": head.name}
+    settings = args.generation.settings(predictor.config.generation)
+    prompt = asked(question)
+    lead = len(encode_prompt(predictor, prompt, settings))
+
+    def say(paths: list[Path], skip: OnBad) -> Iterator[tuple[str, str]]:
+        for one in predictor.describe(paths, prompt=prompt, on_bad=skip, **changes):
+            yield str(one.picture), predictor.tokenizer.decode(one.captions[0].ids[lead:]).strip()
+
+    return say, dataclasses.asdict(settings)
 
 
 def _split(args: Args) -> tuple[tuple[Path, ...], str]:

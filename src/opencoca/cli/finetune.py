@@ -57,7 +57,7 @@ class Args:
     steps: Whole = None
     """Number of steps, instead of --epochs."""
     rate: Real = None
-    """Highest learning rate (default: 1e-5 for large models and 1e-4 for small ones, ten times that with --lora)."""
+    """Highest learning rate (default: 1e-5 for large models and 4e-4 for small ones, five times that with --lora)."""
     batch: Whole = None
     """Pairs a step (default: 64, or half of the pictures)."""
     seed: int = 0

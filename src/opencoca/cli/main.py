@@ -81,6 +81,7 @@ COMMANDS: dict[str, Command] = {
     "embed": Command("opencoca.cli.embed", "Turn pictures or texts into vectors that can be compared"),
     "ask": Command("opencoca.cli.ask", "Ask a question about pictures"),
     "search": Command("opencoca.cli.search", "Find the pictures of a folder that fit a sentence"),
+    "serve": Command("opencoca.cli.serve", "Serve a model over HTTP, with a page in the browser"),
     "eval": Command("opencoca.cli.eval", "Measure a model: zero-shot, retrieval and captions"),
     "doctor": Command("opencoca.cli.doctor", "Show what is installed, what is missing, and how fast this machine is"),
     "info": Command("opencoca.cli.info", "Show what a model is: sizes, training, results, where it came from"),

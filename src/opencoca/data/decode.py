@@ -20,6 +20,7 @@ from opencoca.data.pixels import FILTERS, INDEXED, MAX_PIXELS, open_picture, qui
 from opencoca.errors import ConfigError
 
 CropBox = Callable[[int, int], Box | None]  # of the upright picture's width and height; None for all of it
+TURNING = (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/")  # what an orientation may stand in
 UPRIGHT = {  # by EXIF orientation, as Pillow's ImageOps.exif_transpose does it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -82,10 +83,10 @@ def _scaled_jpeg(content: bytes, size_px: int, pixels: PixelConfig, crop: CropBo
         width, height = int(wide), int(high)
         if colours not in ("YCbCr", "Gray") or width * height > MAX_PIXELS:
             return None
-        with quiet(), Image.open(io.BytesIO(content), formats=("JPEG",)) as header:
-            orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
-            if header.format != "JPEG" or header.size != (width, height):
-                return None
+        orientation = 1
+        if any(tag in content for tag in TURNING):
+            with quiet(), Image.open(io.BytesIO(content), formats=("JPEG",)) as header:
+                orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
         lies = orientation in (5, 6, 7, 8)  # width and height change places
         upright = (height, width) if lies else (width, height)
         box = crop(*upright) if crop else None

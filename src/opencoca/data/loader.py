@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,19 +23,31 @@ from opencoca.data.order import EpochOrder, MixtureOrder, Order, alike
 from opencoca.data.reader import Drawn, PairReader
 from opencoca.data.sources.protocol import Source
 from opencoca.data.tokenizer import Tokenizer
-from opencoca.data.workers import TIMEOUT_S, WorkerPool
+from opencoca.data.workers import TIMEOUT_S, ReadAhead, ThreadPool, WorkerPool
 from opencoca.errors import DataError
 from opencoca.types import Batch, TextBucket
 
 CHUNK = 16  # samples that a worker reads at a time
-AHEAD_BYTES = 256 * 2**20  # what workers may hold, unless that is less than two chunks each
+AHEAD_BYTES = 256 * 2**20  # what is read ahead at most, unless that is less than two chunks for each worker
+MOST_JOBS = 32  # at one worker, so that the pipes to it have room for all
+
+
+class _Chunk(NamedTuple):
+    """Rows first .. last - 1 of this rank's share of the batch at `position`."""
+
+    position: int
+    first: int
+    last: int
+    epochs: np.ndarray
+    indices: np.ndarray
 
 
 class PairLoader:
     """Training batches of a source: this rank's rows of each global batch.
 
-    Without workers, decoded pictures (uint8, at the model's size) are kept up to `cache_bytes`, so a small set is
-    decoded once. With `workers`, so many processes read up to a batch ahead, into AHEAD_BYTES at most.
+    Without workers, threads of this process decode, and decoded pictures (uint8, at the model's size) are kept up to
+    `cache_bytes`, so a small set is decoded once. With `workers`, so many processes decode, and nothing is kept. Either
+    way up to a batch is read ahead, into AHEAD_BYTES at most.
 
     A sample that can't be read is replaced by another one, drawn from (seed, epoch, sample). Of what this rank got so
     far, `drawn` counts the samples that were tried, `counts` those that couldn't be read, per kind of reason, and
@@ -88,10 +100,9 @@ class PairLoader:
             cache_bytes=0 if workers else cache_bytes,
         )
         self._order = order_of(source, seed, shuffle_window, clump_size)
-        self._pool: WorkerPool | None = None
-        self._sent: deque[tuple[int, int, int]] = (
-            deque()
-        )  # chunks at the workers: position of the batch, rows first, last
+        self._pool: ReadAhead | None = None
+        self._sent: deque[_Chunk] = deque()  # to the pool, and not yet taken from it
+        self._chunk: _Chunk | None = None  # the next one to be sent
         self.drawn, self.counts = 0, Counter()
         self._skipped: dict[str, str] = {}
         self.fingerprint = fingerprint(source)
@@ -133,28 +144,28 @@ class PairLoader:
         return list(self._skipped.items())
 
     def batches(self, position: int = 0) -> Iterator[tuple[Batch, int]]:
-        """Endless (batch, position after it), from `position` samples into the stream."""
+        """Endless (batch, position after it), from `position` samples into the stream; the next one is read ahead."""
         while True:
-            yield self.batch(position), position + self.batch_size
+            yield self.batch(position, ahead=True), position + self.batch_size
             position += self.batch_size
 
-    def batch(self, position: int) -> Batch:
-        """This rank's rows of the global batch that starts `position` samples into the stream."""
+    def batch(self, position: int, ahead: bool = False) -> Batch:
+        """This rank's rows of the global batch that starts `position` samples into the stream.
+
+        Args: ahead says that the one behind it will be asked for next, so that its reading may begin.
+        """
         size = self._reader.image_size_px
         pixels_BCHW = np.empty((self.rows, self._reader.channels, size, size), np.uint8)
-        epochs, indices = self._rows_of(position)
-        if self.workers:
-            pairs = self._take(position, pixels_BCHW)
-        else:
-            rows = zip(epochs, indices, pixels_BCHW, strict=True)
-            pairs = [self._reader.read(int(epoch), int(index), out_CHW) for epoch, index, out_CHW in rows]
+        pairs = self._take(position, pixels_BCHW, ahead)
         self._count(pairs)
         return self._batch(pairs, pixels_BCHW)
 
     def describe(self) -> str:
         """What is being read, for a report on a run that hangs; another thread may ask."""
         due = self._pool.due if self._pool is not None else None
-        who, indices = (f"loader worker {due[0]}", due[1]) if due is not None else ("the loader", [self._reader.place])
+        if due is None:
+            return "the loader has nothing to read"
+        who, indices = due
         first, last = int(min(indices)), int(max(indices))
         keys = ", ".join(self.source.keys[int(i)] for i in indices[:4])
         runs = [number for number, run in enumerate(self.source.shards) if run.start <= last and run.stop > first]
@@ -162,52 +173,57 @@ class PairLoader:
         return f"{who} reads {keys}{', ...' if len(indices) > 4 else ''} in {where} of {len(self.source.shards)}"
 
     def close(self) -> None:
-        """Ends the worker processes; the next batch starts others."""
+        """Ends worker processes and threads; the next batch starts others."""
         if self._pool is not None:
             self._pool.close()
-        self._pool = None
+        self._pool = self._chunk = None
         self._sent.clear()
 
-    def _rows_of(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, indices) of this rank's rows."""
-        first = position + self.rank * self.rows
-        return self._order.at(np.arange(first, first + self.rows))
-
-    def _take(self, position: int, pixels_BCHW: np.ndarray) -> list[Drawn]:
-        """The pairs of a batch from the workers, which are kept busy with it and those after it."""
-        if self._sent and self._sent[0][0] != position:
-            self.close()  # they are reading somewhere else
+    def _take(self, position: int, pixels_BCHW: np.ndarray, ahead: bool) -> list[Drawn]:
+        """The pairs of a batch from the pool, which is kept busy with it and, if asked, with those after it."""
+        next_due = self._sent[0] if self._sent else self._chunk
+        if next_due is None or next_due.position != position:
+            if self._sent:
+                self.close()  # it is reading somewhere else
+            self._chunks = self._cut(position)
+            self._chunk = next(self._chunks)
         if self._pool is None:
-            chunk = min(CHUNK, self.rows)
-            most = AHEAD_BYTES // (chunk * pixels_BCHW[0].nbytes)
-            slots = max(2 * self.workers, min(most, 32 * self.workers, -(-self.rows // chunk) + self.workers))
-            self._pool = WorkerPool(self._reader, self.workers, chunk, slots, self.timeout_s)
-            self._chunks = self._cut(position, chunk)
+            self._pool = self._open_pool(pixels_BCHW[0].nbytes)
         pairs: list[Drawn] = []
         try:
             while len(pairs) < self.rows:
-                self._give(self._pool)
-                _, first, last = self._sent.popleft()
-                pairs += self._pool.take(pixels_BCHW[first:last])
-            self._give(self._pool)
+                self._give(self._pool, position, ahead)
+                chunk = self._sent.popleft()
+                pairs += self._pool.take(pixels_BCHW[chunk.first : chunk.last])
+            self._give(self._pool, position, ahead)
         except BaseException:  # an interruption, too, leaves some results taken and others not
             self.close()
             raise
         return pairs
 
-    def _give(self, pool: WorkerPool) -> None:
-        while pool.free:
-            position, first, last, epochs, indices = next(self._chunks)
-            pool.give(epochs, indices)
-            self._sent.append((position, first, last))
+    def _open_pool(self, row_bytes: int) -> ReadAhead:
+        rows, most = min(CHUNK, self.rows), AHEAD_BYTES // (min(CHUNK, self.rows) * row_bytes)
+        slots = -(-self.rows // rows) + max(1, self.workers)  # a batch, and what makes room while it is taken
+        if not self.workers:
+            return ThreadPool(self._reader, rows, max(2, min(slots, most)))
+        slots = max(2 * self.workers, min(slots, most, MOST_JOBS * self.workers))
+        return WorkerPool(self._reader, self.workers, rows, slots, self.timeout_s)
 
-    def _cut(self, position: int, chunk: int) -> Iterator[tuple[int, int, int, np.ndarray, np.ndarray]]:
-        """Endless (position of the batch, first row, last row + 1, their epochs, their indices)."""
+    def _give(self, pool: ReadAhead, position: int, ahead: bool) -> None:
+        while pool.free and (chunk := self._chunk) and (ahead or chunk.position == position):
+            pool.give(chunk.epochs, chunk.indices)
+            self._sent.append(chunk)
+            self._chunk = next(self._chunks)
+
+    def _cut(self, position: int) -> Iterator[_Chunk]:
+        """This rank's rows of the batches from `position` on, in chunks; endless."""
+        size = min(CHUNK, self.rows)
         while True:
-            epochs, indices = self._rows_of(position)
-            for first in range(0, self.rows, chunk):
-                last = min(first + chunk, self.rows)
-                yield position, first, last, epochs[first:last], indices[first:last]
+            start = position + self.rank * self.rows
+            epochs, indices = self._order.at(np.arange(start, start + self.rows))
+            for first in range(0, self.rows, size):
+                last = min(first + size, self.rows)
+                yield _Chunk(position, first, last, epochs[first:last], indices[first:last])
             position += self.batch_size
 
     def _count(self, pairs: Sequence[Drawn]) -> None:
@@ -225,8 +241,9 @@ class PairLoader:
         labels_B2 = torch.from_numpy(np.array([words, drawn], dtype=np.uint64).T.view(np.int64))
         lengths_B = valid_BT.sum(dim=1)
         order = torch.argsort(lengths_B, stable=True)
+        put_in_order(pixels_BCHW, order.tolist())
         return Batch(
-            torch.from_numpy(pixels_BCHW)[order],
+            torch.from_numpy(pixels_BCHW),
             ids_BT[order],
             valid_BT[order],
             labels_B2[order],
@@ -263,6 +280,21 @@ def fingerprint(source: Source) -> str:
     """What tells one set of pairs from another: the source's own, or else a digest of its keys in their order."""
     own = getattr(source, "fingerprint", None)
     return own or hashlib.sha256("\n".join(source.keys).encode()).hexdigest()
+
+
+def put_in_order(rows: np.ndarray, order: Sequence[int]) -> None:
+    """Makes rows what rows[order] is, with one spare row instead of a second batch."""
+    placed = [False] * len(order)
+    for first in range(len(order)):
+        if placed[first]:
+            continue
+        spare, place = rows[first].copy(), first
+        while order[place] != first:
+            rows[place] = rows[order[place]]
+            placed[place] = True
+            place = order[place]
+        rows[place] = spare
+        placed[place] = True
 
 
 def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...]:

@@ -5,8 +5,10 @@ No torch in here: worker processes run this, and are small.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -67,7 +69,7 @@ class PairReader:
         self.augmentation, self.captions, self.pictures = augmentation, captions, pictures
         self._room = 0 if augmentation.crops else cache_bytes // (pictures * 3 * image_size_px**2)
         self._cache: dict[int, np.ndarray] = {}
-        self.place = 0  # of the sample that is being read
+        self.turn: AbstractContextManager[object] = contextlib.nullcontext()  # threads take turns at the source
 
     @property
     def channels(self) -> int:
@@ -83,10 +85,11 @@ class PairReader:
         """
         skips: list[Skip] = []
         for place in self._places(epoch, index):
-            self.place, key = place, self.source.keys[place]
+            key = self.source.keys[place]
             draw = sample_draw(self.seed, epoch, key)
             try:
-                sample = self.source[place]
+                with self.turn:
+                    sample = self.source[place]
                 squares = [self.augmentation.apply(square, draw) for square in self._squares(place, sample, draw)]
             except DataError as error:
                 skips.append(Skip(key, str(error), kind_of(str(error), key)))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import product
 
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0"}
 _ARTICLES = {"a", "an", "the"}
-# Words that are compared with their apostrophes, wherever one or all of them were left out.
-_APOSTROPHES = """
+# Words that are compared with their apostrophes, whichever one of them was left out.
+_APOSTROPHES = """\
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
     o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
@@ -21,33 +18,13 @@ _APOSTROPHES = """
     they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's
     where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
     y'all y'all'll y'all'd've you'd you'd've you'll you're you've 'ow's'at
-""".split()
-# Left out of one of these, or of all, an apostrophe gives another word.
-_OTHER_WORDS = {"she'dve", "we'dve", "shed've", "wed've"}
+"""
 FEWEST_ANNOTATORS = 4  # below, three others can't agree
 
 
-def _variants(word: str) -> list[str]:
-    """The word with some of its apostrophes left out."""
-    first, *parts = word.split("'")
-    return [
-        first + "".join(mark + part for mark, part in zip(marks, parts, strict=True))
-        for marks in product(("", "'"), repeat=len(parts))
-        if not all(marks)
-    ]
-
-
-def _spellings() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for word in _APOSTROPHES:
-        few = word.count("'") > 1  # of two, the official table lets one be left out, not both
-        for variant in _variants(word):
-            if not few or variant.count("'") >= word.count("'") - 1:
-                found[variant] = word
-    return found | {"somebody'd": "somebodyd"}
-
-
-_SPELLINGS = _spellings()
+_SPELLINGS = {
+    word[:i] + word[i + 1 :]: word for word in _APOSTROPHES.split() for i, letter in enumerate(word) if letter == "'"
+} | {"somebody'd": "somebodyd"}
 
 
 def normalise_answer(text: str) -> str:

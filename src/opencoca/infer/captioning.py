@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 import torch
 
 from opencoca.config import GenerationConfig
+from opencoca.data.prompts import asked
 from opencoca.errors import ConfigError, DataError
 from opencoca.infer.generate import generate
+from opencoca.infer.search import OnStep
 from opencoca.infer.stream import OnBad, Pictures, one_each
 from opencoca.types import ImageFeatures
 
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from opencoca.infer.predictor import Predictor
-
-
-QUESTION = "question: {} answer:"
 
 
 class GenerationChanges(TypedDict, total=False):
@@ -120,6 +119,7 @@ def of_features(
     changes: Mapping[str, object],
     num_captions: int,
     keys: Sequence[int] | None,
+    on_step: OnStep | None = None,
 ) -> list[list[Caption]]:
     """The captions of encoded pictures; see `Predictor.caption_features`."""
     settings, places = changed(predictor.config.generation, changes), range(len(features.embed))
@@ -128,7 +128,7 @@ def of_features(
     if keys is not None and len(keys) != len(places):
         raise DataError(f"there are {len(keys)} keys for {len(places)} pictures; give one each")
     prompts = [prompt_at(place) for place in places]
-    return _captions(predictor, features, prompts, settings, num_captions, keys or places, want_match=True)
+    return _captions(predictor, features, prompts, settings, num_captions, keys or places, True, on_step)
 
 
 def answer(
@@ -169,6 +169,7 @@ def _captions(
     num_captions: int,
     keys: Sequence[int],
     want_match: bool,
+    on_step: OnStep | None = None,
 ) -> list[list[Caption]]:
     """As many pictures at a time as have `batch_size` beams together."""
     rows = num_captions if settings.temperature > 0 else settings.beams
@@ -177,7 +178,8 @@ def _captions(
     for first in range(0, len(prompts), size):
         some = slice(first, first + size)
         part = ImageFeatures(features.embed[some], features.tokens[some])
-        captions += _propose(predictor, part, prompts[some], settings, num_captions, keys[some], want_match)
+        tell = on_step and (lambda picture, ids, first=first: on_step(first + picture, ids))
+        captions += _propose(predictor, part, prompts[some], settings, num_captions, keys[some], want_match, tell)
     return captions
 
 
@@ -189,6 +191,7 @@ def _propose(
     num_captions: int,
     keys: Sequence[int],
     want_match: bool,
+    on_step: OnStep | None = None,
 ) -> list[list[Caption]]:
     """Up to `num_captions` captions of each encoded picture, the best first.
 
@@ -197,7 +200,14 @@ def _propose(
     """
     count = num_proposals(settings, num_captions, predictor.tokenizer.vocab_size)
     proposed = generate(
-        predictor.model, features.tokens, predictor.tokenizer.special, settings, prompts, keys, num_captions=count
+        predictor.model,
+        features.tokens,
+        predictor.tokenizer.special,
+        settings,
+        prompts,
+        keys,
+        num_captions=count,
+        on_step=on_step,
     )
     texts = [[predictor.tokenizer.decode(one.ids).strip() for one in some] for some in proposed]
     weight = settings.match_weight * predictor.scale if count > 1 else 0.0
@@ -262,7 +272,7 @@ def encode_prompt(predictor: Predictor, prompt: str, settings: GenerationConfig)
 def _encode_question(predictor: Predictor, question: str, settings: GenerationConfig) -> list[int]:
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"a question must be a text that isn't empty, got {question!r}")
-    return encode_prompt(predictor, QUESTION.replace("{}", question.strip()), settings)
+    return encode_prompt(predictor, asked(question), settings)
 
 
 def _fits(value: object, kind: Any) -> bool:

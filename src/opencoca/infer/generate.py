@@ -10,7 +10,7 @@ from opencoca.config import GenerationConfig
 from opencoca.data.tokenizer import SpecialIds
 from opencoca.errors import ConfigError, DataError
 from opencoca.infer.hypotheses import Generated, Plan
-from opencoca.infer.search import search
+from opencoca.infer.search import OnStep, search
 from opencoca.model.coca import CoCa
 from opencoca.model.layout import lay_out_for_decoding
 
@@ -25,6 +25,7 @@ def generate(
     prompts: Sequence[Sequence[int]] | None = None,
     keys: Sequence[int] | None = None,
     num_captions: int = 1,
+    on_step: OnStep | None = None,
 ) -> list[list[Generated]]:
     """Up to `num_captions` captions of each picture of image tokens [B,Q,D], the best first (see `search`).
 
@@ -37,6 +38,7 @@ def generate(
         num_captions: at most as many as there are beams; samples are as many as wanted, some of which may be equal.
             Fewer come back where groups of beams agree, as all do that no `diversity_penalty` pushes apart, or where
             there are no more captions of that length.
+        on_step: called while the search goes on (see `search`).
 
     Raises: ConfigError for more captions than beams, or a prompt that leaves no room; DataError where prompts or keys
       and pictures differ in number, or a prompt holds ids that are no words, or the weights are damaged.
@@ -72,7 +74,7 @@ def generate(
         beams = config.beams // config.num_beam_groups
     plan = Plan(config, special, max_tokens, groups, beams, [list(prompt) for prompt in prompts], list(keys))
     lay_out_for_decoding(model)
-    found = search(model, image_tokens, plan)
+    found = search(model, image_tokens, plan, on_step)
     if not all(found):
         raise DataError(
             f"picture {found.index([])} has no caption: the model's logits aren't finite; restore its weights"

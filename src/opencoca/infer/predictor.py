@@ -15,10 +15,11 @@ from torch import Tensor
 from opencoca.config import Config
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import ConfigError, DataError
-from opencoca.infer import captioning, likelihood, stream, zeroshot
+from opencoca.infer import captioning, heads, likelihood, stream, zeroshot
 from opencoca.infer.calibration import Calibration, fit
 from opencoca.infer.captioning import Caption, Described, GenerationChanges
 from opencoca.infer.probe import Probe
+from opencoca.infer.search import OnStep
 from opencoca.infer.stream import OnBad, Pictures, Squares, one_each
 from opencoca.infer.zeroshot import ZeroShot, ZeroShotOptions
 from opencoca.model.coca import CoCa
@@ -60,6 +61,8 @@ class Predictor:
         settings = {"model": dataclasses.asdict(self.config.model), "pixels": dataclasses.asdict(self.config.pixels)}
         if not self.config.model.heads:
             del settings["model"]["heads"]  # so that models from before there were heads keep their fingerprints
+        if not self.config.model.time_positions:
+            del settings["model"]["time_positions"]  # likewise
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
@@ -116,20 +119,42 @@ class Predictor:
         prompt: str | Sequence[str] = "",
         num_captions: int = 1,
         keys: Sequence[int] | None = None,
+        on_step: OnStep | None = None,
         **changes: Unpack[GenerationChanges],
     ) -> list[list[Caption]]:
-        """`captions` of pictures that are encoded already; `keys` seed the sampling of each (by default 0, 1, ...)."""
-        return captioning.of_features(self, features, prompt, changes, num_captions, keys)
+        """`captions` of pictures that are encoded already; `keys` seed the sampling of each (by default 0, 1, ...).
+
+        `on_step` is called after each step with the row of every picture that isn't done, and the ids of the caption
+        that leads at the moment.
+        """
+        return captioning.of_features(self, features, prompt, changes, num_captions, keys, on_step)
 
     def answer(
         self, images: Pictures, questions: str | Sequence[str], **changes: Unpack[GenerationChanges]
     ) -> list[str]:
         """One answer per picture, to one question for all or to one each.
 
-        The model goes on with the caption "question: ... answer:". Without a head that was trained on questions this is
-        no more than captioning with a prompt: expect a few words about the picture, often not what was asked.
+        A model with a head for questions (`coca vqa`) chooses among that head's answers. Any other goes on with the
+        caption "question: ... answer:", as does every model where `changes` say how to generate: without training on
+        questions that is no more than captioning with a prompt, a few words that are often not what was asked.
         """
+        if not changes and any(head.reads == "decoder" and head.pictures == 1 for head in self.model.config.heads):
+            head = heads.head_for(self, "decoder", pictures=1)
+            return [head.labels[best] for best in self.judge(images, questions).argmax(dim=1).tolist()]
         return captioning.answer(self, images, questions, changes)
+
+    def judge(self, images: Pictures, questions: str | Sequence[str], *, head: str | None = None) -> Tensor:
+        """Probabilities float32 [I,L] of the answers that a head for questions knows (its `HeadConfig.labels`).
+
+        Raises: ConfigError where the model has no such head.
+        """
+        chosen = heads.head_for(self, "decoder", head, pictures=1)
+        question_at = one_each(questions, images, "questions", lambda text: text)
+        parts = [torch.empty(0, len(chosen.labels))]
+        for batch in self.squares(images):
+            asked = [question_at(place) for place in batch.places]
+            parts.append(heads.answer_logits(self, chosen, self.encode_squares(batch.squares).tokens, asked))
+        return torch.cat(parts).softmax(dim=-1)
 
     def score(self, images: Pictures, texts: str | Sequence[str]) -> Tensor:
         """Exact log p(text | image) in nats, float64 [I], of one text for all pictures or one each.
@@ -167,6 +192,15 @@ class Predictor:
         zero_shot = self.zero_shot(labels, **options)
         parts = [zero_shot.probabilities(features) for features in self._encoded(images)]
         return torch.cat(parts) if parts else torch.empty(0, len(zero_shot.columns))
+
+    def recognise(self, images: Pictures, *, head: str | None = None) -> Tensor:
+        """Probabilities float32 [I,L] of the labels that the model's own head knows (its `HeadConfig.labels`).
+
+        Raises: ConfigError where the model has no head for labels (`coca recognise` trains one).
+        """
+        chosen = heads.head_for(self, "encoder", head, pictures=1)
+        parts = [heads.label_logits(self, chosen, batch.squares) for batch in self.squares(images)]
+        return torch.cat([torch.empty(0, len(chosen.labels)), *parts]).softmax(dim=-1)
 
     def zero_shot(self, labels: Sequence[str], **options: Unpack[ZeroShotOptions]) -> ZeroShot:
         """The labels made ready once, to classify encoded pictures batch by batch; see `classify`."""

@@ -21,6 +21,8 @@ The device computes logits and the best few of them; hypotheses are kept on the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,10 +31,15 @@ from opencoca.infer.hypotheses import Continuations, Finished, Generated, Live, 
 from opencoca.infer.score import log_probs
 from opencoca.model.coca import CoCa, DecodeCache
 
+OnStep = Callable[[int, list[int]], None]  # of a picture, the ids of what leads at the moment
+
 
 @torch.inference_mode()
-def search(model: CoCa, image_tokens: Tensor, plan: Plan) -> list[list[Generated]]:
-    """The captions of each picture of image tokens [B,Q,D] that the search finds, the best first."""
+def search(model: CoCa, image_tokens: Tensor, plan: Plan, on_step: OnStep | None = None) -> list[list[Generated]]:
+    """The captions of each picture of image tokens [B,Q,D] that the search finds, the best first.
+
+    `on_step` is called after every step with each picture that isn't done, and the ids of its best live hypothesis.
+    """
     device = image_tokens.device
     finished = [Finished(plan, picture) for picture in range(len(image_tokens))]
     cache = model.start_decoding(image_tokens, plan.max_tokens, beams=plan.groups * plan.beams)
@@ -48,6 +55,8 @@ def search(model: CoCa, image_tokens: Tensor, plan: Plan) -> list[list[Generated
         if not keep.any():
             break
         live = _grown(going, live, keep, cache, device)
+        if on_step is not None:
+            _tell(live, on_step)
         decoded_RD = model.decode_next(live.ids[..., -1].flatten()[:, None].to(device), cache)[:, -1]
     return [one.ranked() for one in finished]
 
@@ -94,6 +103,13 @@ def _cut_off(going: Continuations, live: Live, finished: list[Finished], length:
         ids = [*live.ids[row, group, parent].tolist(), going.tokens[row, group, rank].item()]
         total, log_prob = going.scores[row, group, rank].item(), going.log_probs[row, group, rank].item()
         one.add(group, ids, log_prob, one.score(total, length))
+
+
+def _tell(live: Live, on_step: OnStep) -> None:
+    best_P = live.scores.flatten(1).argmax(dim=1)
+    ids_PXT = live.ids.flatten(1, 2)
+    for row, picture in enumerate(live.pictures):
+        on_step(picture, ids_PXT[row, best_P[row]].tolist())
 
 
 def _grown(going: Continuations, live: Live, keep: Tensor, cache: DecodeCache, device: torch.device) -> Live:

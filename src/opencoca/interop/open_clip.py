@@ -70,6 +70,11 @@ def to_open_clip(model: CoCa) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "this model isn't of OpenCLIP's layout (cls_place at_end, cross_attention after, pooler shared), which "
             "can't hold it; keep the model folder, or train with recipe open_clip.vit_b_32"
         )
+    if config.vision.registers or config.vision.qk_norm or config.text.qk_norm:
+        raise ConfigError(
+            f"OpenCLIP's layout has neither registers ({config.vision.registers} here) nor qk_norm "
+            f"({config.vision.qk_norm} in vision, {config.text.qk_norm} in text); keep the model folder"
+        )
     return model_cfg(config), _to_theirs(config, model.state_dict())
 
 

@@ -31,6 +31,7 @@ from opencoca.jobs.finetune_measure import (
     interpolated,
     mean_recall,
     measure,
+    unlearnt,
 )
 from opencoca.jobs.finetune_report import card, write_report
 from opencoca.loading import FINETUNED, Opened, open_model
@@ -47,8 +48,9 @@ SCRATCH = "scratch"
 FACTS, RESULTS, REPORT = "finetune.json", "results.json", "report.html"
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
 SMALL = 50_000_000  # parameters, below which a model stands, and wants, a higher rate
-RATES = {"small": 1e-4, "large": 1e-5, SCRATCH: 1e-3}
-LORA_RATE = 10.0  # times as high: the updates begin at nothing, and there are few of them
+RATES = {"small": 4e-4, "large": 1e-5, SCRATCH: 1e-3}  # docs/LOG.md; "large" as OpenCLIP tunes its own
+LORA_RATE = 5.0  # times as high: the updates begin at nothing, and there are few of them
+LAYER_DECAY = 0.8  # the first layers know what all pictures have in common
 FEWEST_STEPS = 50
 
 Say = Callable[[str], None]
@@ -141,8 +143,11 @@ def finetune(
         say(f"after, {alpha:g} of the tuned weights: {_line(measured[alpha])}")
     alpha = best_alpha(before.figures, {alpha: judged.figures for alpha, judged in measured.items()})
     after = measured[alpha]
-    warnings = [found for found in (collapse(after.own.captions, val),) if found]
+    warned = collapse(after.own.captions, val), unlearnt(before.figures, after.figures)
+    warnings = [warning for warning in warned if warning]
     weights = interpolated(original, tuned, alpha)
+    if alpha and scale < _scale(original):  # what training began with and hardly moved suits no finished model
+        weights["log_scale"] = torch.tensor([math.log(fitted_scale(bench.predictor(weights), val, _scale(original)))])
     facts = _facts(begun, data, config, split, state, options, alpha)
     results = {
         **facts,
@@ -191,6 +196,7 @@ def configured(opened: Opened, data: str, pictures: int, options: Options, scrat
             warmup_steps=min(100, steps // 10),
             schedule="cosine",
             weight_decay=0.05,
+            layer_decay=1.0 if scratch else LAYER_DECAY,
             lora_rank=options.lora,
         ),
         data=DataConfig(folder=data, batch_size=batch),

@@ -22,6 +22,7 @@ from opencoca.model.coca import CoCa
 from opencoca.ranking import ranks_of_targets, recall_at
 
 RECALLS = ("i2t_recall@1", "i2t_recall@5", "t2i_recall@1", "t2i_recall@5")
+UNLEARNT = 0.25  # share of the recall on untouched data whose loss is worth a warning
 COLLAPSED = 0.5  # share of one caption from which captions say nothing of their pictures
 
 
@@ -95,8 +96,8 @@ class HeldOutEvaluation:
         yield from measured.figures.items()
 
 
-def fitted_scale(predictor: Predictor, some: Held) -> float:
-    """The scale (1 / temperature), at most the model's own, with the least contrastive loss on these pictures.
+def fitted_scale(predictor: Predictor, some: Held, most: float = 0.0) -> float:
+    """The scale (1 / temperature) with the least contrastive loss on these pictures, at most `most` or the model's own.
 
     A model is sure of itself on pictures like those that it learnt from. On others, the loss at that scale is a
     multiple of what guessing costs, and the first steps unlearn more than all the later ones teach.
@@ -104,7 +105,7 @@ def fitted_scale(predictor: Predictor, some: Held) -> float:
     first = {captions[0]: i for i, captions in reversed(list(enumerate(some.captions)))}
     images = predictor.encode_images(some.pictures[list(first.values())]).embed.float().cpu()
     texts = predictor.embed_texts(list(first)).float().cpu()
-    scales = torch.logspace(0.0, math.log10(max(predictor.scale, 1.0)), 50)
+    scales = torch.logspace(0.0, math.log10(max(most or predictor.scale, 1.0)), 50)
     losses = [contrastive_loss(images, texts, images, texts, scale[None]).item() for scale in scales]
     return scales[losses.index(min(losses))].item()
 
@@ -126,14 +127,24 @@ def interpolated(original: Mapping[str, Tensor], tuned: Mapping[str, Tensor], al
 
 
 def best_alpha(before: Mapping[str, float], by_alpha: Mapping[float, Mapping[str, float]]) -> float:
-    """Of several alphas the one with the best CIDEr-D on the held-out pictures that lowers retrieval on none.
+    """Of several alphas the one whose captions are best (CIDEr-D) of those that find no less than the original did.
 
-    by_alpha: figures of `measure`, and under "keep" the mean recall on untouched data where there is any (in `before`
-    too). Where each alpha lowers something, it is the one that lowers the sum of both least.
+    Both on the held-out pictures, finding as `mean_recall`. Where each of them finds less, it is the one that loses
+    least.
     """
 
-    def loss(figures: Mapping[str, float]) -> float:
-        own = min(0.0, mean_recall(figures) - mean_recall(before))
-        return own + min(0.0, figures.get("keep", 0.0) - before.get("keep", 0.0))
+    def order(alpha: float) -> tuple[float, float]:
+        lost = min(0.0, mean_recall(by_alpha[alpha]) - mean_recall(before))
+        return round(lost, 9), by_alpha[alpha]["cider_d"]
 
-    return max(by_alpha, key=lambda alpha: (round(loss(by_alpha[alpha]), 6), by_alpha[alpha]["cider_d"]))
+    return max(by_alpha, key=order)
+
+
+def unlearnt(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    """A warning where much of what was found of the untouched data no longer is; None where all is well."""
+    if "keep" not in after or after["keep"] >= (1 - UNLEARNT) * before["keep"]:
+        return None
+    return (
+        f"on untouched data the mean of R@1 and R@5 fell from {before['keep']:.1%} to {after['keep']:.1%}; "
+        "a smaller --wise keeps more of it"
+    )

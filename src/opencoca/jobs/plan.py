@@ -180,7 +180,7 @@ def _check_extras(config: Config) -> None:
     }
     for package, (what, is_wanted) in wanted.items():
         if is_wanted and importlib.util.find_spec(package) is None:
-            extra = "wandb" if package == "wandb" else "'opencoca[train]'"
+            extra = {"simplejpeg": "'opencoca[train]'", "pyarrow": "'opencoca[parquet]'"}.get(package, package)
             raise ConfigError(f"{what} needs the package {package}, which isn't installed; pip install {extra}")
 
 

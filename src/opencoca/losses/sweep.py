@@ -13,8 +13,8 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable would impor
 from torch.autograd.function import once_differentiable
 
 Sweep = Callable[..., tuple[Tensor, Sequence[Tensor | None]]]
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # docs/LOG.md: what each was chosen by
-
+# On 2 CPU cores, products of 128 rows run at 85% of the speed of 320 rows, of 640 at 72%. On a GPU: not measured.
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}
 
 # Loops over chunks, written in place, and lists of unknown length are nothing for torch.compile: it leaves these alone.
 not_compiled = _disable_dynamo

@@ -46,19 +46,30 @@ class KVCache:
 
 
 class Attention(nn.Module):
-    """Multi-head attention with biases; queries from one sequence, keys and values from itself or another."""
+    """Multi-head attention with biases; queries from one sequence, keys and values from itself or another.
 
-    def __init__(self, width: int, num_heads: int, context_width: int | None = None) -> None:
+    With `qk_norm`, queries and keys are normed in each head, which bounds what the softmax sees.
+
+    Source of `qk_norm`: ViT-22B (arXiv 2302.05442), section 2.
+    """
+
+    def __init__(self, width: int, num_heads: int, context_width: int | None = None, qk_norm: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(context_width or width, 2 * width)
         self.out = nn.Linear(width, width)
+        self.norm_q = self.norm_k = None
+        if qk_norm:  # without biases: one of all keys would move no softmax
+            self.norm_q, self.norm_k = (nn.LayerNorm(width // num_heads, bias=False) for _ in range(2))
 
     def keys_values(self, context_BSD: Tensor) -> KeysValues:
         """Projects a context [B,S,D'] once, so that many queries (steps, beams) can share it."""
         keys_BSD, values_BSD = self.kv(context_BSD).chunk(2, dim=-1)
-        return KeysValues(self._split_heads(keys_BSD), self._split_heads(values_BSD))
+        keys_BNSK = self._split_heads(keys_BSD)
+        if self.norm_k is not None:
+            keys_BNSK = self.norm_k(keys_BNSK)
+        return KeysValues(keys_BNSK, self._split_heads(values_BSD))
 
     def forward(
         self, x_BTD: Tensor, context: KeysValues, causal: bool = False, keep_BTS: Tensor | None = None
@@ -75,6 +86,8 @@ class Attention(nn.Module):
         """
         rows = context.keys.shape[0]
         q_BNTK = self._split_heads(self.q(x_BTD))
+        if self.norm_q is not None:
+            q_BNTK = self.norm_q(q_BNTK)
         if q_BNTK.shape[0] == 1:
             q_BNTK = q_BNTK.expand(rows, -1, -1, -1)
         sharing = q_BNTK.shape[0] // max(1, rows)  # no pictures: nothing to share

@@ -23,15 +23,23 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block: self-attention, cross-attention to `context_width` tokens if given, MLP."""
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int, causal: bool, context_width: int | None = None):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        mlp_width: int,
+        causal: bool,
+        context_width: int | None = None,
+        qk_norm: bool = False,
+    ) -> None:
         super().__init__()
         self.causal = causal
         self.norm_self = nn.LayerNorm(width)
-        self.self_attention = Attention(width, num_heads)
+        self.self_attention = Attention(width, num_heads, qk_norm=qk_norm)
         self.cross_attention = None
         if context_width is not None:
             self.norm_cross = nn.LayerNorm(width)
-            self.cross_attention = Attention(width, num_heads, context_width)
+            self.cross_attention = Attention(width, num_heads, context_width, qk_norm)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_width)
 
@@ -71,11 +79,11 @@ class PictureBlock(nn.Module):
     Source: OpenCLIP's CoCa, whose multimodal layers are a text block and then one of these.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int):
+    def __init__(self, width: int, num_heads: int, mlp_width: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.norm_cross = nn.LayerNorm(width)
         self.norm_picture = nn.LayerNorm(width)
-        self.cross_attention = Attention(width, num_heads)
+        self.cross_attention = Attention(width, num_heads, qk_norm=qk_norm)
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_width)
 

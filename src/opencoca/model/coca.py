@@ -47,6 +47,9 @@ class CoCa(nn.Module):
             self.image_projection = nn.Linear(text.width, config.embed_dim, bias=False)
             self.text_projection = nn.Linear(text.width, config.embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.empty(1))
+        self.time_positions_FD = None
+        if config.time_positions:
+            self.time_positions_FD = nn.Parameter(torch.empty(config.time_positions, vision.width))
         self.tasks = task_heads(config)
 
     def forward(
@@ -86,7 +89,10 @@ class CoCa(nn.Module):
 
     def encode_image(self, pixels_BCHW: Tensor, patch_noise_BP: Tensor | None = None) -> ImageFeatures:
         """Embeddings [B,E], unit-norm, and generative tokens [B,Q,D] of normalised pixels [B,C,H,W]."""
-        patches_BPD = self.encoder(pixels_BCHW, patch_noise_BP)
+        return self.pool(self.encoder(pixels_BCHW, patch_noise_BP))
+
+    def pool(self, patches_BPD: Tensor) -> ImageFeatures:
+        """What `encode_image` gives of the encoder's tokens [B,P,D], however many there are (`model.video` has F P)."""
         tokens_BQD = self.generative_pooler(patches_BPD)
         if self.contrastive_pooler is None:
             pooled_BD, tokens_BQD = tokens_BQD[:, 0], tokens_BQD[:, 1:]

@@ -39,7 +39,7 @@ def forward_flops(
     contrastive_context = (queries, width) if pooler.arrangement == "cascade" else (positions, vision.width)
     with_cls, predicted = text_length + 1, text_length - 1
     encoder = _linear(patches, 3 * vision.patch_size_px**2, vision.width)
-    encoder += vision.depth * _block(positions, vision.width, vision.mlp_width)
+    encoder += vision.depth * _block(positions + vision.registers, vision.width, vision.mlp_width)
     unimodal = text.unimodal_depth * _block(with_cls, width, text.mlp_width)
     layer = _block(predicted, width, text.mlp_width) + _attention(predicted, width, queries, width)
     if text.cross_attention == "after":

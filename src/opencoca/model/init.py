@@ -34,8 +34,8 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
     """Fills every parameter in place.
 
     Matrices: normal with variance 1 / fan-in; those that write into the residual stream are scaled down by the
-    square root of the number of writers. Embeddings, positions, class token and [CLS]: normal(0, 0.02). Queries:
-    normal(0, 1), since a norm follows. Norms 1, biases 0. Temperature: `config.init_temperature`.
+    square root of the number of writers. Embeddings, positions, class token, registers and [CLS]: normal(0, 0.02).
+    Queries: normal(0, 1), since a norm follows. Norms 1, biases and time positions 0. Temperature: `config.init_temperature`.
     """
     writers = {"encoder": 2 * len(model.encoder.blocks), "unimodal": 2 * len(model.unimodal.blocks)}
     in_a_layer = 3 if model.multimodal.picture_blocks is None else 4
@@ -46,13 +46,13 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
             rest = rest.partition(".")[2]  # a head's own name says nothing of its parameters
         if name == "log_scale":
             parameter.fill_(-math.log(model.config.init_temperature))
-        elif name.endswith("bias"):
+        elif name.endswith("bias") or name == "time_positions_FD":
             parameter.zero_()
         elif "norm" in rest:
             parameter.fill_(1.0)
         elif name.endswith("queries_QD"):
             _normal(parameter, 1.0, seed, name)
-        elif name.endswith(("positions_PD", "positions_TD", "class_D", "cls_D", "tokens.weight")):
+        elif name.endswith(("positions_PD", "positions_TD", "class_D", "registers_PD", "cls_D", "tokens.weight")):
             _normal(parameter, 0.02, seed, name)
         else:
             std = parameter.shape[1] ** -0.5

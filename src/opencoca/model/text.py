@@ -25,7 +25,8 @@ class UnimodalDecoder(nn.Module):
         self.positions_TD = nn.Parameter(torch.empty(config.context_length + 1, config.width))
         self.cls_D = nn.Parameter(torch.empty(config.width))
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_width, causal=True) for _ in range(config.unimodal_depth)
+            Block(config.width, config.num_heads, config.mlp_width, causal=True, qk_norm=config.qk_norm)
+            for _ in range(config.unimodal_depth)
         )
         self.norm_cls = nn.LayerNorm(config.width)
 
@@ -100,12 +101,14 @@ class MultimodalDecoder(nn.Module):
         sizes = config.width, config.num_heads, config.mlp_width
         inside = config.cross_attention == "inside"
         self.blocks = nn.ModuleList(
-            Block(*sizes, causal=True, context_width=config.width if inside else None)
+            Block(*sizes, causal=True, context_width=config.width if inside else None, qk_norm=config.qk_norm)
             for _ in range(config.multimodal_depth)
         )
         self.picture_blocks = None
         if not inside:
-            self.picture_blocks = nn.ModuleList(PictureBlock(*sizes) for _ in range(config.multimodal_depth))
+            self.picture_blocks = nn.ModuleList(
+                PictureBlock(*sizes, qk_norm=config.qk_norm) for _ in range(config.multimodal_depth)
+            )
         self.norm_out = nn.LayerNorm(config.width)
 
     def forward(self, text_BTD: Tensor, picture_BQD: Tensor) -> Tensor:

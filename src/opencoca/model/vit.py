@@ -19,9 +19,11 @@ class VisionTransformer(nn.Module):
         self.patch = nn.Linear(3 * config.patch_size_px**2, config.width, bias=config.patch_bias)
         self.class_D = nn.Parameter(torch.empty(config.width)) if config.class_token else None
         self.positions_PD = nn.Parameter(torch.empty(config.class_token + config.grid**2, config.width))
+        self.registers_PD = nn.Parameter(torch.empty(config.registers, config.width)) if config.registers else None
         self.norm_input = nn.LayerNorm(config.width) if config.norm_input else None
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_width, causal=False) for _ in range(config.depth)
+            Block(config.width, config.num_heads, config.mlp_width, causal=False, qk_norm=config.qk_norm)
+            for _ in range(config.depth)
         )
 
     def forward(self, pixels_BCHW: Tensor, patch_noise_BP: Tensor | None = None) -> Tensor:
@@ -46,11 +48,13 @@ class VisionTransformer(nn.Module):
         if self.class_D is not None:
             class_D = self.class_D + self.positions_PD[0]
             tokens_BPD = torch.cat((class_D.expand(tokens_BPD.shape[0], 1, -1), tokens_BPD), dim=1)
+        if self.registers_PD is not None:
+            tokens_BPD = torch.cat((tokens_BPD, self.registers_PD.expand(tokens_BPD.shape[0], -1, -1)), dim=1)
         if self.norm_input is not None:
             tokens_BPD = self.norm_input(tokens_BPD)
         for block in self.blocks:
             tokens_BPD = block(tokens_BPD)
-        return tokens_BPD
+        return tokens_BPD if self.registers_PD is None else tokens_BPD[:, : -len(self.registers_PD)]
 
     def positions(self, rows: int, columns: int) -> Tensor:
         """Position embeddings [P,D] for a grid of patches; another grid than the trained one is interpolated."""

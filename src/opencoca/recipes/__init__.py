@@ -10,12 +10,13 @@ from collections.abc import Callable
 
 from opencoca.config import Config
 from opencoca.errors import ConfigError
-from opencoca.recipes import drawings, open_clip, openmoji, paper, tiny
+from opencoca.recipes import drawings, easy_vqa, open_clip, openmoji, paper, tiny
 
-__all__ = ["RECIPES", "drawings", "get", "open_clip", "openmoji", "paper", "tiny"]
+__all__ = ["RECIPES", "drawings", "easy_vqa", "get", "open_clip", "openmoji", "paper", "tiny"]
 
 RECIPES: dict[str, Callable[[], Config]] = {
     "drawings": drawings.drawings,
+    "easy_vqa": easy_vqa.easy_vqa,
     "openmoji": openmoji.quickstart,
     "open_clip.vit_b_32": open_clip.vit_b_32,
     "open_clip.vit_l_14": open_clip.vit_l_14,

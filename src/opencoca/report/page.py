@@ -17,8 +17,15 @@ Section = tuple[str, str, Html] | None  # the anchor, the heading and what is be
 def render(data: ReportData) -> str:
     """The whole page as HTML: one file that asks nothing of any other."""
     built = (_results(data), _grid(data), _confusions(data), _charts(data), _facts(data), _next_steps(data))
+    return document(data.title, _top(data), built, data.credits)
+
+
+def document(
+    title: str, top: Sequence[Html], built: Sequence[Section], credits: Sequence[Sequence[str | Link]] = ()
+) -> str:
+    """A page of sections, those that are there, below its top, with links to them."""
     sections = [section for section in built if section]
-    contents = [tag("a", title, href=f"#{key}") for key, title, _ in sections]
+    contents = [tag("a", heading, href=f"#{key}") for key, heading, _ in sections]
     style = Html(CSS)
     digest = base64.b64encode(hashlib.sha256(CSS.encode()).digest()).decode("ascii")
     # The page's own style sheet is named by its digest, so text that slipped through as markup could not even style.
@@ -29,13 +36,13 @@ def render(data: ReportData) -> str:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("meta", name="referrer", content="no-referrer"),
-        tag("title", data.title),
+        tag("title", title),
         tag("style", style),
     ]
     body = [
-        tag("header", *_top(data), tag("nav", *contents, aria_label="Contents") if len(contents) > 1 else ""),
-        tag("main", *(tag("section", tag("h2", title), content, id=key) for key, title, content in sections)),
-        tag("footer", *(tag("p", *map(_credit, paragraph)) for paragraph in data.credits)) if data.credits else "",
+        tag("header", *top, tag("nav", *contents, aria_label="Contents") if len(contents) > 1 else ""),
+        tag("main", *(tag("section", tag("h2", heading), content, id=key) for key, heading, content in sections)),
+        tag("footer", *(tag("p", *map(_credit, paragraph)) for paragraph in credits)) if credits else "",
     ]
     html = tag("html", tag("head", *(join((line, "\n")) for line in head)), tag("body", *body), lang="en")
     return f"<!doctype html>\n{html}\n"
@@ -67,7 +74,7 @@ def _results(data: ReportData) -> Section:
     )
     parts = [tag("p", intro, class_="intro"), *map(tables.results, shown)]
     if data.controls:
-        parts += [tag("h3", "What the controls are"), _terms(data.controls, "terms")]
+        parts += [tag("h3", "What the controls are"), terms(data.controls, "terms")]
     return "results", "How well, compared to what", join(parts)
 
 
@@ -109,7 +116,7 @@ def _charts(data: ReportData) -> Section:
 
 
 def _facts(data: ReportData) -> Section:
-    return ("run", "The run", _terms(data.facts, "facts")) if data.facts else None
+    return ("run", "The run", terms(data.facts, "facts")) if data.facts else None
 
 
 def _next_steps(data: ReportData) -> Section:
@@ -122,7 +129,8 @@ def _next_steps(data: ReportData) -> Section:
     return "next", "What to type next", tag("ol", *items, class_="next")
 
 
-def _terms(pairs: Sequence[tuple[str, str]], style: str) -> Html:
+def terms(pairs: Sequence[tuple[str, str]], style: str) -> Html:
+    """Names with what they mean, as the style "terms" or "facts"."""
     if style == "facts":
         return tag(
             "dl", *(tag("div", tag("dt", name), tag("dd", value, dir="auto")) for name, value in pairs), class_=style

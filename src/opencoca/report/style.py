@@ -55,6 +55,24 @@ vertical-align:bottom;overflow-wrap:normal;min-width:5rem;max-width:8rem}
 .results .ours{font-weight:650;color:var(--accent);white-space:nowrap}
 .results .bar-cell{width:24%;min-width:8rem}
 .results td:last-child,.results th:last-child{padding-right:0}
+.models{border-collapse:collapse;width:100%;font-size:.92rem;margin:.4rem 0 1.6rem}
+.models th,.models td{padding:.32rem .75rem;text-align:right;vertical-align:middle;border-bottom:1px solid var(--line)}
+.models thead th{color:var(--soft);font-weight:400;font-size:.82rem;vertical-align:bottom}
+.models th:first-child{text-align:left;padding-left:0;font-weight:500;min-width:12rem}
+.models td:last-child,.models th:last-child{padding-right:0}
+.models tr.more th,.models tr.more td{border-bottom:0;padding-bottom:.05rem}
+.models .who{text-align:left;color:var(--soft);min-width:8rem}.models .first .who{color:var(--ink)}
+.models .plot{width:34%;min-width:10rem}.models td{white-space:nowrap}.models td.who{white-space:normal}
+.models .value{font-weight:650}.models .first .value{color:var(--accent)}
+.models .range,.models .p{color:var(--soft);font-size:.85rem;font-weight:400}
+.models .sure{font-weight:650}
+.models .note{display:block;font-weight:400}
+.span{display:block;width:100%;height:14px}
+.span .reach{fill:var(--soft);opacity:.3}.span .at{fill:var(--soft)}.span .track{fill:var(--track)}
+.span.ours .reach{fill:var(--accent);opacity:.3}.span.ours .at{fill:var(--accent)}
+.span .chance,.span .zero{stroke:var(--ink);stroke-width:1.5px;vector-effect:non-scaling-stroke}
+.span .chance{stroke-dasharray:2 2}
+.terms+h3,.wide+h3{margin-top:2.2rem}
 .terms{display:grid;grid-template-columns:minmax(8rem,max-content) 1fr;gap:.35rem 1.25rem;font-size:.92rem}
 .terms dt{font-weight:500}.terms dd{margin:0;color:var(--soft)}
 .facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:1rem 1.5rem}
@@ -127,6 +145,11 @@ main>section{margin-top:2rem;padding-top:1.75rem}
 .results .bar-cell{width:auto;padding:.35rem 0 .3rem}.results .bar-cell:empty,.results .none{display:none}
 .results td[data-label]:not(.none){display:flex;justify-content:space-between;gap:1rem}
 .results td::before{content:attr(data-label);color:var(--soft);font-weight:400;white-space:normal}
+.stack thead{display:none}
+.stack,.stack tbody,.stack tr,.stack th,.stack td{display:block;width:auto;min-width:0}
+.models.stack tr{padding:.5rem 0;border-bottom:1px solid var(--line)}.models.stack tr.more{border:0;padding-bottom:0}
+.models.stack th,.models.stack td{border:0;padding:.1rem 0;text-align:left;min-width:0}
+.models th,.models td{padding:.3rem .5rem}.models th:first-child{min-width:7rem}
 .terms{grid-template-columns:1fr;gap:0}.terms dd{margin-bottom:.6rem}
 .facts{grid-template-columns:repeat(auto-fill,minmax(9rem,1fr))}
 .charts{grid-template-columns:1fr}.grid{grid-template-columns:1fr}

@@ -59,6 +59,7 @@ def train(
     fast_dtype = _fast_dtype(device, autocast)
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
+        stack.callback(loader.close)
         stack.enter_context(lost_peers_named(ranks))
         stack.enter_context(only_writer(run, ranks))
         latest = latest_of_all(run, ranks)
@@ -87,7 +88,7 @@ def train(
         if every.max_loss_spike:
             guard = SpikeGuard(every.max_loss_spike, most_in_a_row=MOST_SPIKES_IN_A_ROW)
             guard.restore(state.spikes)
-        watchdog = StallWatchdog(every.stall_timeout_s, ranks.rank, getattr(loader, "describe", None), run)
+        watchdog = StallWatchdog(every.stall_timeout_s, ranks.rank, loader.describe, run)
         sinks = stack.enter_context(_sinks(run, config, state.step, ranks))
         signals = stack.enter_context(Signals(alone=ranks.world == 1))
         stack.enter_context(watchdog)

@@ -18,7 +18,7 @@ from opencoca.train.muon import Muon
 
 _LAYER = re.compile(r"(encoder|unimodal|multimodal)\.(?:picture_)?blocks\.(\d+)\.")
 _EMBEDDINGS = re.compile(
-    r"(encoder\.(patch\.|class_D|positions_PD|norm_input\.)|unimodal\.(tokens\.|positions_TD|cls_D))"
+    r"(encoder\.(patch\.|class_D|registers_PD|positions_PD|norm_input\.)|unimodal\.(tokens\.|positions_TD|cls_D))"
 )
 
 

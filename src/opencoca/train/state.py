@@ -27,7 +27,7 @@ Prepare = Callable[[CoCa], None]
 Shard = Callable[[CoCa], object]
 
 _CARRIED = {"step": int, "position": int, "seconds": float, "metrics": dict, "data": str, "owes_evaluation": bool}
-_CARRIED_LATER = {"spikes": dict}  # checkpoints before 0.2 lack it
+_CARRIED_LATER = {"spikes": dict}  # checkpoints of older versions lack it
 # What may change between runs of one folder, but for the seed.
 _FREE_FIELDS = (
     "run.",

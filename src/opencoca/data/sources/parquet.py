@@ -190,7 +190,7 @@ def _open(file: str) -> Any:
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
-        raise DataError(f"{file} is a Parquet table; pip install 'opencoca[train]' to read it") from error
+        raise DataError(f"{file} is a Parquet table; pip install 'opencoca[parquet]' to read it") from error
     try:
         if storage.is_url(file):
             fs, path = storage.file_system(file)

@@ -1,0 +1,263 @@
+"""The report of evaluations: models side by side with their intervals, differences with p values, what is missing."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from opencoca.report.markup import DASH, Html, count, join, number, tag
+from opencoca.report.page import document, terms
+
+SURE = 0.05  # a p below it is printed strong
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model's value of a figure, in its unit, with the bounds of its interval where there is one."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """By how much the first model is above another, with interval and p value; note says what is odd about it."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of an evaluation: a cell per model, and for each but the first the difference from the first."""
+
+    name: str
+    unit: str
+    cells: Sequence[Cell]
+    differences: Sequence[Difference | None] = ()
+    chance: float | None = None
+    headline: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One evaluation: its rows, a line on what was measured, and (name, value) facts below."""
+
+    name: str
+    line: str
+    rows: Sequence[Row]
+    facts: Sequence[tuple[str, str]] = ()
+
+
+@dataclass(frozen=True)
+class EvaluationPage:
+    """All that the page shows. missing and left_out: (what, why); method: sentences on how to read it."""
+
+    title: str
+    subtitle: Sequence[str]
+    models: Sequence[str]
+    tables: Sequence[Table]
+    missing: Sequence[tuple[str, str]] = ()
+    left_out: Sequence[tuple[str, str]] = ()
+    about: Sequence[tuple[str, str]] = ()
+    method: Sequence[str] = ()
+
+
+def render(data: EvaluationPage) -> str:
+    """The page as HTML, one file that asks nothing of any other."""
+    top = [tag("h1", data.title, dir="auto"), *(tag("p", line, dir="auto", class_="lead") for line in data.subtitle)]
+    return document(data.title, top, [_glance(data), _differences(data), _all(data), *_lists(data)])
+
+
+def _glance(data: EvaluationPage):
+    headlines = [(table, row) for table in data.tables for row in table.rows if row.headline]
+    if not headlines:
+        return None
+    intro = "The upright mark is the value, the band its 95% bootstrap interval, the dashed line chance."
+    bodies = []
+    for table, row in headlines:
+        top = _top(row)
+        for i, (model, cell) in enumerate(zip(data.models, row.cells, strict=True)):
+            name = [tag("span", table.name, dir="auto"), tag("span", row.name, class_="note")] if i == 0 else [""]
+            style = " ".join(filter(None, ("first" if i == 0 else "", "more" if i + 1 < len(data.models) else "")))
+            plot = _band(cell, 0.0, top, row.chance, i == 0)
+            bodies.append(
+                tag(
+                    "tr",
+                    tag("th", *name, scope="row"),
+                    tag("td", model, class_="who", dir="auto"),
+                    tag("td", plot, class_="plot"),
+                    tag("td", *_value(cell, row.unit), class_="value"),
+                    class_=style or None,
+                )
+            )
+    scale = tag("th", "from 0 to 100%, or to the end of the measure's own scale", scope="col")
+    head = tag(
+        "tr", tag("th", "evaluation", scope="col"), tag("th", "model", scope="col", class_="who"), scale, tag("th")
+    )
+    table = tag("table", tag("thead", head), tag("tbody", *bodies), class_="models stack")
+    return "glance", "At a glance", join([tag("p", intro, class_="intro"), tag("div", table, class_="wide")])
+
+
+def _differences(data: EvaluationPage):
+    found = [
+        (table, row, data.models[i + 1], difference)
+        for table in data.tables
+        for row in table.rows
+        if row.headline
+        for i, difference in enumerate(row.differences)
+        if difference is not None
+    ]
+    if not found:
+        return None
+    intro = (
+        f"How far {data.models[0]} is above (right) or below (left) each other model on the same samples, with the "
+        "paired bootstrap's interval. p is of a two-sided sign-flip test, made larger for the number of headlines by "
+        "Holm's rule."
+    )
+    rows = []
+    for table, row, other, difference in found:
+        reach = max(abs(difference.low), abs(difference.high), 1e-9)
+        top = _round_up(reach, row.unit)
+        cell = Cell(difference.value, difference.low, difference.high)
+        p = f"p {difference.p:.3f}" if difference.p >= 0.001 else "p < 0.001"
+        unit = " points" if row.unit == "%" else f" {row.unit}".rstrip()
+        note = tag("span", difference.note, class_="note") if difference.note else ""
+        rows.append(
+            tag(
+                "tr",
+                tag("th", tag("span", table.name, dir="auto"), tag("span", row.name, class_="note"), note, scope="row"),
+                tag("td", f"against {other}", class_="who", dir="auto"),
+                tag("td", _band(cell, -top, top, None, True, zero=True), class_="plot"),
+                tag(
+                    "td",
+                    f"{_signed(difference.value, row.unit)}{unit} ",
+                    tag(
+                        "span",
+                        f"[{_signed(difference.low, row.unit)}, {_signed(difference.high, row.unit)}]",
+                        class_="range",
+                    ),
+                    class_="value",
+                ),
+                tag("td", p, class_="sure" if difference.p < SURE else "p"),
+            )
+        )
+    head = tag(
+        "tr",
+        tag("th", "evaluation"),
+        tag("th"),
+        tag("th", "0 in the middle, each on its own scale"),
+        tag("th"),
+        tag("th"),
+    )
+    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="models stack")
+    return "differences", "Differences", join([tag("p", intro, class_="intro"), tag("div", table, class_="wide")])
+
+
+def _all(data: EvaluationPage):
+    if not data.tables:
+        return None
+    parts = []
+    for table in data.tables:
+        head = [
+            tag("th", "measure", scope="col"),
+            *(tag("th", model, scope="col", dir="auto") for model in data.models),
+        ]
+        others = data.models[1:] if any(row.differences for row in table.rows) else ()
+        head += [tag("th", f"less {other}", scope="col", dir="auto") for other in others]
+        head += [tag("th", "chance", scope="col")] if any(row.chance is not None for row in table.rows) else []
+        rows = []
+        for row in table.rows:
+            cells = [tag("td", *_value(cell, row.unit), class_="value") for cell in row.cells]
+            for i in range(len(others)):
+                difference = row.differences[i] if i < len(row.differences) else None
+                cells.append(tag("td", *_told(difference, row.unit)))
+            cells += [tag("td", number(row.chance, row.unit))] if len(head) > 1 + len(cells) else []
+            name = tag("b", row.name) if row.headline else row.name
+            rows.append(tag("tr", tag("th", name, scope="row"), *cells))
+        parts += [
+            tag("h3", table.name, dir="auto"),
+            tag("p", table.line, class_="note", dir="auto") if table.line else "",
+            tag(
+                "div", tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="models"), class_="wide"
+            ),
+            terms(table.facts, "terms") if table.facts else "",
+        ]
+    return "figures", "Every figure", join(parts)
+
+
+def _lists(data: EvaluationPage):
+    missing = terms(data.missing, "terms") if data.missing else None
+    left = terms(data.left_out, "terms") if data.left_out else None
+    note = tag("p", "Counted here and in the JSON, and in no figure.", class_="intro")
+    method = join(tag("p", line) for line in data.method) if data.method else None
+    return [
+        ("missing", f"Not measured ({len(data.missing)})", missing) if missing else None,
+        ("left-out", f"Left out ({count(len(data.left_out), 'kind')})", join([note, left])) if left else None,
+        ("about", "What was measured", terms(data.about, "facts")) if data.about else None,
+        ("method", "How to read it", method) if method else None,
+    ]
+
+
+def _band(cell: Cell, low: float, high: float, chance: float | None, ours: bool, zero: bool = False) -> Html:
+    """A value as a mark on a line from low to high, with its interval as a band."""
+    if cell.value is None or not math.isfinite(cell.value):
+        return tag("span", DASH)
+
+    def at(value: float) -> float:
+        return round(200 * (min(max(value, low), high) - low) / (high - low), 2)
+
+    parts = [tag("rect", x=0, y=6, width=200, height=2, class_="track")]
+    if zero:
+        parts.append(tag("line", x1=at(0), x2=at(0), y1=0, y2=14, class_="zero"))
+    if chance is not None:
+        parts.append(tag("line", x1=at(chance), x2=at(chance), y1=0, y2=14, class_="chance"))
+    if cell.low is not None and cell.high is not None:
+        left = at(cell.low)
+        parts.append(tag("rect", x=left, y=3, width=round(max(at(cell.high) - left, 0.5), 2), height=8, class_="reach"))
+    parts.append(tag("rect", x=round(at(cell.value) - 0.9, 2), y=1, width=1.8, height=12, class_="at"))
+    style = "span ours" if ours else "span"
+    return tag("svg", *parts, viewBox="0 0 200 14", preserveAspectRatio="none", aria_hidden="true", class_=style)
+
+
+def _top(row: Row) -> float:
+    """The end of a figure's scale: 100%, or a round number beyond the largest value."""
+    if row.unit == "%":
+        return 100.0
+    known = [one for cell in row.cells for one in (cell.value, cell.high) if one is not None and math.isfinite(one)]
+    return _round_up(max([*known, 1e-9]), row.unit)
+
+
+def _round_up(value: float, unit: str) -> float:
+    """A round number, 1, 2 or 5 times a power of ten, at or above the value."""
+    power = 10.0 ** math.floor(math.log10(value))
+    top = next(m * power for m in (1, 2, 5, 10) if m * power >= value * 0.999)
+    return min(top, 100.0) if unit == "%" else top
+
+
+def _value(cell: Cell, unit: str) -> list[Html | str]:
+    """A value and its interval as text: 63.3% [62.9, 63.7]."""
+    if cell.value is None:
+        return [DASH]
+    if cell.low is None or cell.high is None:
+        return [number(cell.value, unit)]
+    bounds = f" [{_plain(cell.low, unit)}, {_plain(cell.high, unit)}]"
+    return [number(cell.value, unit), tag("span", bounds, class_="range")]
+
+
+def _told(difference: Difference | None, unit: str) -> list[Html | str]:
+    if difference is None:
+        return [DASH]
+    p = f" p {difference.p:.3f}" if difference.p >= 0.001 else " p < 0.001"
+    return [_signed(difference.value, unit), tag("span", p, class_="sure" if difference.p < SURE else "p")]
+
+
+def _plain(value: float, unit: str) -> str:
+    return f"{value:.1f}" if unit == "%" else f"{value:.3g}"
+
+
+def _signed(value: float, unit: str) -> str:
+    return f"{value:+.1f}" if unit == "%" else f"{value:+.3g}"

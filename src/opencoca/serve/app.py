@@ -1,0 +1,165 @@
+"""The application: routes of the page, of health and figures, and of search; `api.py` has those that ask the model."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from opencoca.errors import DataError
+from opencoca.serve import schemas
+from opencoca.serve.api import ERRORS, answer, make_router, takes, while_there
+from opencoca.serve.bodies import read
+from opencoca.serve.errors import handle_errors
+from opencoca.serve.gate import STATIC, Gate, RefusedError, invalid
+from opencoca.serve.service import Service
+
+TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
+MAX_PX = 1024  # of a thumbnail
+PLAIN = "text/plain"
+# FastAPI's own tracing is off, whatever its environment variables say: nothing leaves this process
+TELEMETRY: Any = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
+
+
+def make_app(service: Service) -> Gate:
+    """The ASGI application."""
+    app = FastAPI(
+        title="OpenCoCa",
+        version=service.provenance.generator.rpartition(" ")[2],
+        description="One image-text model that captions, classifies, embeds and finds pictures.",
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere; /docs is ours
+        redoc_url=None,
+        telemetry=TELEMETRY,
+    )
+    handle_errors(app)
+    app.include_router(make_router(service))
+    _add_search(app, service)
+    _add_health(app, service)
+    _add_page(app, service)
+    return Gate(app, service.settings, service.metrics)
+
+
+def _add_search(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/search", response_model=schemas.SearchResponse, openapi_extra=takes(schemas.SearchRequest), responses=ERRORS
+    )
+    async def search(request: Request) -> Response:
+        """The pictures of the indexed folder that fit a sentence or a picture, the best first."""
+        wanted, pictures = await read(request, schemas.SearchRequest)
+        index = service.index
+        if index is None:
+            raise RefusedError(404, "no_index", "this server has no folder to search; start it with --index DIR")
+        if bool(wanted.query.strip()) == bool(pictures):
+            raise invalid("give a query or an image, and not both")
+        count = wanted.offset + wanted.top
+
+        async def find() -> list[Any]:
+            query: Any = wanted.query
+            if pictures:
+                embeds = await service.engine.ask(await service.engine.squares(pictures), None)
+                query = embeds[0]
+            return await service.searching(lambda: index.search(query, k=count + 1))
+
+        found = await while_there(request, find())
+        hits = [
+            schemas.Found(
+                id=hit.id,
+                name=_name(hit.path),
+                score=hit.score,
+                caption=service.said(hit.caption)[0],
+                why=service.said(hit.why)[0],
+                good=hit.good,
+            )
+            for hit in found[wanted.offset : count]
+        ]
+        return answer(schemas.SearchResponse(hits=hits, more=len(found) > count, provenance=service.provenance))
+
+    @app.get(
+        "/thumbnail/{id}",
+        response_class=Response,
+        responses={**ERRORS, 200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}},
+    )
+    async def thumbnail(
+        id: Annotated[int, Path(ge=0, le=2**53)], size: Annotated[int, Query(ge=16, le=MAX_PX)] = 256
+    ) -> Response:
+        """A picture of the indexed folder, small, by the id that a search gave."""
+        index = service.index
+        if index is None:
+            raise RefusedError(404, "no_index", "this server has no folder to search; start it with --index DIR")
+        try:
+            made = await service.searching(lambda: index.thumbnail(id, size))
+        except DataError:  # whatever it says names a file
+            raise RefusedError(404, "not_found", f"there is no picture {id}, or it can't be read any more") from None
+        return Response(made, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/livez", response_class=Response)
+    async def livez() -> Response:
+        """Whether the process answers at all."""
+        return Response("ok\n", media_type=PLAIN)
+
+    @app.get("/readyz", response_class=Response, responses={503: {"description": "busy, or about to end"}})
+    async def readyz() -> Response:
+        """Whether requests are welcome: there is room in the queue, and nobody has asked the server to end."""
+        return Response("ok\n" if service.ready else "not ready\n", 200 if service.ready else 503, media_type=PLAIN)
+
+    @app.get("/metrics", response_class=Response, responses={401: ERRORS[401]})
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/about", response_model=schemas.About, responses={401: ERRORS[401]})
+    async def about() -> Response:
+        """Which model answers, and how many pictures it can search."""
+        return answer(service.about())
+
+    @app.get("/v1/models", responses={401: ERRORS[401]})
+    async def models() -> dict[str, Any]:
+        """The one model, as OpenAI's clients ask for it."""
+        return {"object": "list", "data": [{"id": service.provenance.model, "object": "model", "owned_by": "opencoca"}]}
+
+    @app.get("/policy", response_class=Response)
+    async def policy() -> Response:
+        """What this server may be used for."""
+        return Response(service.policy, media_type="text/plain; charset=utf-8")
+
+
+def _add_page(app: FastAPI, service: Service) -> None:
+    """Files of the page are read once and looked up by name: no request ever names a path on the disk."""
+    files = {
+        file.name: (file.read_bytes(), TYPES[file.name.rpartition(".")[2]])
+        for file in resources.files("opencoca.serve").joinpath("static").iterdir()
+        if file.name.rpartition(".")[2] in TYPES
+    }
+
+    def page(request: Request, name: str) -> Response:
+        if name not in files:
+            raise RefusedError(404, "not_found", "there is no such file")
+        content, media_type = files[name]
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=f"{media_type}; charset=utf-8", headers=headers)
+
+    @app.get("/", include_in_schema=False)
+    async def home(request: Request) -> Response:
+        return page(request, "index.html")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> Response:
+        return page(request, "docs.html")
+
+    @app.get(STATIC + "{name}", include_in_schema=False)
+    async def static(request: Request, name: str) -> Response:
+        return page(request, name)
+
+
+def _name(path: Any) -> str:
+    """A file's name that JSON can carry."""
+    return str(path).encode("utf-8", "replace").decode()

@@ -1,0 +1,49 @@
+"""What goes wrong with a request, as an answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from opencoca.errors import OpenCoCaError
+from opencoca.serve.batcher import BusyError
+from opencoca.serve.engine import PictureError
+from opencoca.serve.gate import RefusedError, error_body, invalid
+
+KINDS = {404: "not_found", 405: "method_not_allowed"}
+
+
+def refusal(error: Exception) -> RefusedError | None:
+    """The answer to an error that isn't ours."""
+    if isinstance(error, RefusedError):
+        return error
+    if isinstance(error, BusyError):
+        wait = error.retry_after_s
+        return RefusedError(503, "busy", f"the server is busy; try again in {wait} s", (("Retry-After", str(wait)),))
+    if isinstance(error, PictureError | OpenCoCaError):
+        return invalid(str(error))
+    if isinstance(error, ClientDisconnect):
+        return RefusedError(499, "gone", "the client went away")
+    if isinstance(error, HTTPException):
+        headers = tuple((error.headers or {}).items())
+        return RefusedError(error.status_code, KINDS.get(error.status_code, "refused"), str(error.detail), headers)
+    return None
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Lets the application answer with our errors, in one form."""
+
+    async def handler(request: Request, error: Exception) -> Response:
+        refused = refusal(error)
+        if refused is None:
+            raise error
+        body = error_body(refused.kind, refused.message, request.scope["state"]["request_id"])
+        return Response(body, refused.status, dict(refused.headers), "application/json")
+
+    kinds: list[Any] = [RefusedError, BusyError, PictureError, OpenCoCaError, ClientDisconnect, HTTPException]
+    for kind in kinds:
+        app.add_exception_handler(kind, handler)

@@ -1,0 +1,82 @@
+"""Questions about pictures: answers by a classifier over the decoder's outputs, in the decoder's own words, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from opencoca.losses import linear_captioning_loss
+from opencoca.model.coca import CoCa
+from opencoca.train.task import Outcome, Task
+from opencoca.train.tasks.targets import Targets, judged
+from opencoca.types import Batch
+
+Words = Literal["none", "answer", "all"]
+
+
+class QuestionAnswering(Task):
+    """Each caption is a question with its answer; the picture goes to the encoder, the caption to the decoder.
+
+    The decoder is causal, so that its outputs over the question know nothing of the answer behind it, and one pass
+    serves both: a head pools the outputs from start to the last token of the question (CoCa section 3.3), and the
+    captioning loss falls on the tokens of the "answer", on "all" or on "none". Statements about several pictures are
+    read once with each picture.
+
+    Args:
+        prompts: the number of the question's tokens, by the sample's key.
+        head, targets: the head and what is right; None without a classifier.
+        words: the tokens that the captioning loss falls on; `words_weight` is its weight.
+    """
+
+    def __init__(
+        self,
+        prompts: Mapping[str, int],
+        head: str | None = None,
+        targets: Targets | None = None,
+        words: Words = "none",
+        words_weight: float = 1.0,
+        smoothing: float = 0.0,
+    ) -> None:
+        if (head is None) != (targets is None) or (head is None and words == "none"):
+            raise ValueError("give a head with its targets, or words to train on, or both")
+        self.prompts, self.head, self.targets = prompts, head, targets
+        self.words, self.smoothing = words, smoothing
+        self.weights = {"accuracy": 0.0, "words": words_weight}
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return {} if self.words == "none" else {"words": int(self._predicting(batch).sum())}
+
+    def forward(self, model: CoCa, batch: Batch) -> Outcome:
+        pixels_XCHW = batch.pixels.unflatten(1, (-1, 3)).flatten(0, 1)  # a sample's pictures, one behind the other
+        pictures = len(pixels_XCHW) // len(batch.ids)
+        ids_XT = batch.ids[:, :-1].repeat_interleave(pictures, dim=0)
+        decoded_XTD = model.decode_ids(model.encode_image(pixels_XCHW, batch.patch_noise).tokens, ids_XT)
+        sums: dict[str, Tensor] = {}
+        if self.head is not None and self.targets is not None:
+            asked_XT = self._asked(batch).repeat_interleave(pictures, dim=0)
+            logits_BL = model.tasks[self.head](decoded_XTD, asked_XT)
+            sums |= judged(logits_BL, self.targets.rows(batch.keys, logits_BL.device), self.smoothing)
+        if self.words != "none":
+            predicting_BT = self._predicting(batch)
+            targets_X = batch.ids[:, 1:][predicting_BT]
+            sums["words"] = linear_captioning_loss(decoded_XTD[predicting_BT], model.head.weight, targets_X, 1)
+        return Outcome(sums)
+
+    def _asked(self, batch: Batch) -> Tensor:
+        """The positions [B,T-1] from start to the question's last token."""
+        return _positions(batch) <= self._prompts(batch)
+
+    def _predicting(self, batch: Batch) -> Tensor:
+        """The positions [B,T-1] whose next token is trained on."""
+        predicting_BT = batch.valid[:, 1:]
+        return predicting_BT & (_positions(batch) >= self._prompts(batch)) if self.words == "answer" else predicting_BT
+
+    def _prompts(self, batch: Batch) -> Tensor:
+        return torch.tensor([[self.prompts[key]] for key in batch.keys], device=batch.ids.device)
+
+
+def _positions(batch: Batch) -> Tensor:
+    return torch.arange(batch.ids.shape[1] - 1, device=batch.ids.device)
