@@ -11,6 +11,7 @@ folder=${1:?usage: benchmarks/peer_environment.sh FOLDER}
 here=$(cd "$(dirname "$0")/.." && pwd)
 python3 -m venv "$folder"
 "$folder/bin/pip" install --quiet --disable-pip-version-check \
-    "torch>=2.14" torchvision "open_clip_torch==3.3.0" "transformers==4.49.0" onnx onnxscript onnxruntime openvino
+    "torch>=2.14" torchvision "open_clip_torch==3.3.0" "transformers==4.49.0" onnx onnxscript onnxruntime openvino \
+    webdataset simplejpeg
 "$folder/bin/pip" install --quiet --disable-pip-version-check --editable "$here"
 "$folder/bin/python" -c 'import open_clip, opencoca, torch; print("torch", torch.__version__, "open_clip", open_clip.__version__)'

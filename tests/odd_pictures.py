@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT = 24, 16
-COLOURS = ((200, 30, 40), (30, 160, 60), (40, 60, 210), (230, 200, 90))  # top left, top right, bottom left, bottom right
-LEVELS = (20, 100, 170, 240)  # of grey
+COLOURS = ((200, 30, 40), (30, 160, 60), (40, 60, 210), (230, 200, 90))  # of the quarters, as one reads
+LEVELS = (20, 100, 170, 240)  # the same in grey
 
 
 class Odd(NamedTuple):
@@ -86,7 +86,8 @@ def _on_white(pixels: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _cmyk() -> Image.Image:
-    return Image.fromarray(quarters(((255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 128))).astype(np.uint8), "CMYK")
+    inks = quarters(((255, 0, 0, 0), (0, 255, 0, 0), (0, 0, 255, 0), (0, 0, 0, 128))).astype(np.uint8)
+    return Image.frombytes("CMYK", (WIDTH, HEIGHT), inks.tobytes())
 
 
 def _cmyk_as_rgb() -> np.ndarray:
@@ -188,7 +189,7 @@ def _refused() -> list[Odd]:
 def bombs() -> dict[str, bytes]:
     """Each is below 300 kB and must be refused before anything is decoded."""
     image = Image.new("RGB", (64, 64))
-    jpeg, webp, gif, bmp = (bytearray(as_file(image, kind)) for kind in ("JPEG", "WEBP", "GIF", "BMP"))
+    jpeg, gif, bmp = (bytearray(as_file(image, kind)) for kind in ("JPEG", "GIF", "BMP"))
     frame = jpeg.index(b"\xff\xc0") + 5
     jpeg[frame : frame + 4] = struct.pack(">HH", 65000, 65000)
     progressive = bytearray(as_file(image, "JPEG", progressive=True))

@@ -161,6 +161,7 @@ class ModelConfig:
     project_embeds: both embeddings pass a linear map into the joint space before they are normalised (OpenCLIP's
         `visual.proj` and `text_projection`); the paper's sizes leave no room for one.
     heads: what tasks have added to it.
+    pair_bias: a learned bias of the pairs' logits, as the sigmoid loss wants it.
     time_positions: so many frames of a clip have a learned position in time, added to their tokens before those of all
         frames are pooled together (`model.video`); 0 has none, so that the order of frames changes nothing.
     """
@@ -170,6 +171,7 @@ class ModelConfig:
     pooler: PoolerConfig = field(default_factory=PoolerConfig)
     init_temperature: float = 0.07
     project_embeds: bool = False
+    pair_bias: bool = False
     heads: tuple[HeadConfig, ...] = ()
     time_positions: int = 0
 
@@ -289,6 +291,13 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.model.pair_bias == (self.loss.contrastive == "sigmoid"),
+            f"loss.contrastive {self.loss.contrastive} doesn't go with model.pair_bias {self.model.pair_bias}: the sigmoid "
+            "loss, and it alone, trains a bias; set both",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dict, ready for JSON."""

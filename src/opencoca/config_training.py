@@ -135,7 +135,7 @@ class DataConfig:
     clump_size: up to so many alike samples (one `concept`, or captions with one first word) stand side by side in the
         order, so that a batch holds hard negatives; 1 is a plain shuffle.
     tokenizer: a tokenizer.json, "openmoji" or "clip" for those that ship, or "train" for a new one from the captions.
-    workers: processes that decode pictures; 0 does it in the training process.
+    workers: processes that decode pictures; 0 does it in threads of the training process.
     max_skip_fraction: training stops once more of the pairs that were drawn than this couldn't be read.
     """
 

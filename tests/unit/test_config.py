@@ -106,11 +106,20 @@ def test_every_field_survives_json_and_the_command_line(path: str, kind: Any) ->
     tiny = recipes.tiny.tiny()
     value = OTHER_VALUES.get(path) or another(value_at(tiny, path), kind)
     text = json.dumps(value, default=dataclasses.asdict)
-    config = Config.from_dict(json.loads(json.dumps(changed(path, json.loads(text)))))
+    values, together = changed(path, json.loads(text)), ("loss.contrastive=sigmoid", "model.pair_bias=true")
+    if is_paired := path in ("loss.contrastive", "model.pair_bias"):  # which go together
+        values["model"]["pair_bias"], values["loss"]["contrastive"] = True, "sigmoid"
+    config = Config.from_dict(json.loads(json.dumps(values)))
     assert value_at(config, path) == value != value_at(tiny, path)
     assert type(value_at(config, path)) is type(value)
     assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert tiny.with_values([f"{path}={text}"]) == config
+    assert tiny.with_values(together if is_paired else [f"{path}={text}"]) == config
+
+
+def test_the_sigmoid_loss_wants_a_bias_and_no_other_does() -> None:
+    for assignment in ("loss.contrastive=sigmoid", "model.pair_bias=true"):
+        with pytest.raises(ConfigError, match="set both"):
+            recipes.tiny.tiny().with_values([assignment])
 
 
 def test_fields_with_defaults_may_be_left_out() -> None:

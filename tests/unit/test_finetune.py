@@ -21,7 +21,7 @@ from opencoca.config_training import RunConfig
 from opencoca.data.groups import joined
 from opencoca.data.sample import Sample
 from opencoca.errors import ConfigError, DataError, TrainingError
-from opencoca.jobs import finetune as job
+from opencoca.jobs import finetune_train as job
 from opencoca.jobs.finetune_data import Chosen, Held, held, split_as_told, split_by_picture
 from opencoca.jobs.finetune_measure import (
     HeldOutEvaluation,

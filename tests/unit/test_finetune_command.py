@@ -122,6 +122,8 @@ def test_scratch_takes_the_shape_only_and_must_be_spelled_out(tuned, tmp_path, c
     assert main(words) == 0
     results = json.loads((tmp_path / "run/results.json").read_text())
     assert results["base"] == "scratch" and results["peak_lr"] == 1e-3 and results["alpha"] == 1
+    again = [word for word in words if word not in ("--from", "scratch")]
+    assert main(again) == 0  # it was spelled out when the run began
     assert main([*words, "--lora", "4"]) == 2
     assert "--from scratch has no weights to keep" in capsys.readouterr().err
 

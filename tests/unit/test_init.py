@@ -27,6 +27,12 @@ def test_poison(tied: bool, arrangement: str) -> None:
     assert_filled(CoCa(dataclasses.replace(config, pooler=pooler)))
 
 
+def test_poison_with_the_sigmoid_loss_s_bias() -> None:
+    assert_filled(CoCa(dataclasses.replace(tiny(), pair_bias=True)))
+    assert build(dataclasses.replace(tiny(), pair_bias=True)).pair_bias.item() == -10.0
+    assert build(tiny()).pair_bias is None
+
+
 def test_poison_of_the_published_layout() -> None:
     sizes = {"vision_width": 8, "vision_depth": 1, "vision_heads": 2, "text_width": 8, "text_depth": 1, "text_heads": 2}
     layout = recipes.open_clip.layout(

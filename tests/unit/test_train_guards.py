@@ -142,3 +142,14 @@ def test_a_rank_only_notes_a_signal_until_all_agree():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_sigmoid_loss_trains_its_bias(shards, tmp_path):
+    config = tiny_config(shards, optim={"steps": 6, "warmup_steps": 0})
+    config = config.with_values(["loss.contrastive=sigmoid", "model.pair_bias=true", "model.init_temperature=0.1"])
+    state = train_tiny(config, tmp_path / "run")
+    losses = [row["contrastive"] for row in rows(tmp_path / "run") if "contrastive" in row]
+    assert losses[-1] < losses[0]
+    assert state.model.pair_bias.item() != -10.0
+    again = checkpoint.load(tmp_path / "run")
+    assert torch.equal(again.weights["pair_bias"], state.weights()["pair_bias"].detach())

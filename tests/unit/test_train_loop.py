@@ -444,7 +444,9 @@ def test_an_update_with_nothing_finite_changes_nothing(shards, bad):
     """The loss alone may be infinite: its gradient needn't be."""
 
     def change(nats):
-        return nats + math.inf if bad == "loss" else nats + (nats * 0).clamp(min=0).sqrt()  # of which the slope is infinite
+        if bad == "loss":
+            return nats + math.inf
+        return nats + (nats * 0).clamp(min=0).sqrt()  # of which the slope is infinite
 
     state, step = stepped(tiny_config(shards), with_sum(change))
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}

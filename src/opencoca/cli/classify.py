@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -16,15 +16,18 @@ from opencoca.cli.words import lines
 from opencoca.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from opencoca.cli.forms import Row
     from opencoca.infer.predictor import Predictor
+    from opencoca.infer.stream import OnBad
     from opencoca.types import ImageFeatures
 
 SHOWN_LABELS = 5
 APPLIES = 0.5  # with --multi-label, labels from this probability on are the picture's
 PATHS_WANTED = "no paths given; 'coca classify --help' shows examples"
+LABELS_WANTED = "no labels given; add --labels cat,dog, or --examples with a folder of pictures for each label"
 
 Templates = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="SENTENCE", help_behavior_hint="(default: {})")]
 Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
@@ -40,7 +43,8 @@ class Args:
 
     Prints one line per picture: its path, the most probable label and its probability, then the next labels, with
     tabs between; on a terminal, a table. A folder stands for the pictures in it and in its subfolders, and `-` for
-    those that standard input lists. A picture that can't be read is named and skipped (exit code 3).
+    those that standard input lists. A picture that can't be read is named and skipped (exit code 3). A model that
+    `coca recognise` has taught labels chooses among these where none are given.
 
     Examples:
       coca classify cat.png dog.png --labels cat,dog
@@ -78,11 +82,15 @@ class Args:
 
 
 class Classifier(NamedTuple):
-    """Columns of labels, how encoded pictures get their probabilities [B,L], and what that depends on."""
+    """Columns of labels, how encoded pictures get their probabilities [B,L], and what that depends on.
+
+    of_squares: how pictures get them that aren't encoded yet, instead.
+    """
 
     columns: tuple[str, ...]
     probabilities: Callable[[ImageFeatures], Tensor]
     options: dict[str, Any]
+    of_squares: Callable[[np.ndarray], Tensor] | None = None
 
 
 def run(args: Args) -> int:
@@ -93,7 +101,6 @@ def run(args: Args) -> int:
     found = find(args.paths) if args.paths else Found([], [])
 
     from opencoca.cli.output import Column, Output, width_of
-    from opencoca.infer.stream import encoded
     from opencoca.loading import load
 
     predictor = load(args.model)
@@ -115,8 +122,8 @@ def run(args: Args) -> int:
     for number in range(2, min(args.top or SHOWN_LABELS, len(classifier.columns)) + 1):
         header += [f"label_{number}", f"probability_{number}"]
     with Output(found, columns, args.output, header, about, "subject", classifier.columns) as output:
-        for paths, features in encoded(predictor, output.todo, output.skip):
-            rows = classifier.probabilities(features).tolist()
+        for paths, probabilities in _probabilities(predictor, classifier, output.todo, output.skip):
+            rows = probabilities.tolist()
             output.done(len(paths))
             output.rows([_row(path, classifier.columns, row, args) for path, row in zip(paths, rows, strict=True)])
         return max(output.finish(), SKIPPED if bad_examples else DONE)
@@ -136,13 +143,13 @@ def _checked(args: Args) -> tuple[str, ...]:
     chosen = [name for name, given in sources.items() if given]
     if not args.paths and (args.save_probe is None or args.examples is None):
         raise DataError(PATHS_WANTED)
-    if not chosen:
-        raise DataError("no labels given; add --labels cat,dog, or --examples with a folder of pictures for each label")
+    if not chosen and (args.unknown or args.multi_label or args.template or args.templates):
+        raise DataError(LABELS_WANTED)
     if len(chosen) > 1:
         raise DataError(f"{' and '.join(chosen)} were given; the labels can come from one of them only")
     if chosen == ["--labels"] and len(labels) == 1 and not (args.unknown or args.multi_label):
         raise DataError(f"{labels[0]!r} is the only label, so there is nothing to choose; give two, as in cat,dog")
-    if chosen != ["--labels"] and (args.unknown or args.multi_label):
+    if chosen and chosen != ["--labels"] and (args.unknown or args.multi_label):
         raise DataError(f"--unknown and --multi-label go with --labels; {chosen[0]} chooses one of its labels")
     if args.probe and (args.template or args.templates):
         raise DataError("--probe has learnt its labels from sentences and pictures; leave out --template")
@@ -162,6 +169,8 @@ def _classifier(args: Args, predictor: Predictor, labels: Sequence[str]) -> tupl
         zero_shot = predictor.zero_shot(labels, templates=templates, unknown=args.unknown, multi_label=args.multi_label)
         options = {"labels": list(labels), "templates": templates, "unknown": args.unknown}
         return Classifier(zero_shot.columns, zero_shot.probabilities, options), 0
+    if args.probe is None and args.examples is None:
+        return _own(predictor), 0
 
     from opencoca.infer.probe import Probe
 
@@ -177,6 +186,37 @@ def _classifier(args: Args, predictor: Predictor, labels: Sequence[str]) -> tupl
             probe.save(args.save_probe)
     options = {"labels": list(probe.labels), "probe": hashlib.sha256(probe.weights.numpy().tobytes()).hexdigest()}
     return Classifier(probe.labels, lambda features: probe.probabilities(features.embed), options), bad_examples
+
+
+def _own(predictor: Predictor) -> Classifier:
+    """The labels that the model was taught. Raises: DataError where there are none."""
+    from opencoca.infer.heads import head_for, label_logits
+
+    if not any(head.reads == "encoder" and head.pictures == 1 for head in predictor.model.config.heads):
+        raise DataError(LABELS_WANTED)
+    head = head_for(predictor, "encoder", pictures=1)
+
+    def of_squares(squares: np.ndarray) -> Tensor:
+        return label_logits(predictor, head, squares).softmax(dim=-1)
+
+    def of_features(features: ImageFeatures) -> Tensor:
+        raise AssertionError("a head reads the encoder's own tokens")
+
+    return Classifier(head.labels, of_features, {"head": head.name}, of_squares)
+
+
+def _probabilities(
+    predictor: Predictor, classifier: Classifier, paths: Iterable[Path], skip: OnBad
+) -> Iterator[tuple[list[Path], Tensor]]:
+    """The readable pictures and their probabilities [B,L], a batch at a time."""
+    from opencoca.infer.stream import encoded
+
+    if classifier.of_squares is not None:
+        for batch in predictor.squares(paths, skip):
+            yield batch.pictures, classifier.of_squares(batch.squares)
+        return
+    for some, features in encoded(predictor, paths, skip):
+        yield some, classifier.probabilities(features)
 
 
 def _row(path: Path, labels: Sequence[str], probabilities: Sequence[float], args: Args) -> Row:

@@ -83,15 +83,16 @@ def run(args: Args) -> int:
     with Output(found, [Column(kind)], args.output, header, about, sink=sink, texts=texts) as output:
         for paths, features in encoded(predictor, output.todo, output.skip):
             output.done(len(paths))
-            output.rows(_rows("path", paths, features.embed, args.float16))
+            output.rows(embedding_rows("path", paths, features.embed, args.float16))
         for first in range(0, len(output.texts), predictor.batch_size):
             some = output.texts[first : first + predictor.batch_size]
             output.done(len(some))
-            output.rows(_rows("text", some, predictor.embed_texts(some), args.float16))
+            output.rows(embedding_rows("text", some, predictor.embed_texts(some), args.float16))
         return output.finish()
 
 
-def _rows(kind: str, names: Sequence[object], embeds: Tensor, float16: bool) -> list[Row]:
+def embedding_rows(kind: str, names: Sequence[object], embeds: Tensor, float16: bool) -> list[Row]:
+    """A row for each of some names, with its embedding."""
     from opencoca.cli.forms import Row
 
     values = embeds.float().cpu().numpy()

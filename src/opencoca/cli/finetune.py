@@ -68,8 +68,9 @@ class Args:
 
 def run(args: Args) -> int:
     """Runs the job, then prints the figures and what to type next."""
-    from opencoca.jobs.finetune import Options, finetune
+    from opencoca.jobs.finetune import finetune
     from opencoca.jobs.finetune_report import NAMES
+    from opencoca.jobs.finetune_train import Options
 
     options = Options(
         wise=args.wise,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,10 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opencoca.errors import DataError
+from opencoca.search.files import SUFFIXES, natural
 
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"}
-)
 STANDARD_INPUT = Path("-")
 
 
@@ -78,12 +75,6 @@ def is_there(name: Path) -> bool:
         return name.exists()
     except OSError:
         return False
-
-
-def natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    """A sort key by which numbers count as numbers and capitals as small letters."""
-    pieces = re.split(r"([0-9]+)", name.casefold())  # text, digits, text, ..., text
-    return [(int(piece), "") if index % 2 else (-1, piece) for index, piece in enumerate(pieces)], name
 
 
 def _without_patterns(name: Path) -> Iterator[Path]:

@@ -1,71 +1,260 @@
-"""`coca search`: find the pictures of a folder that fit a sentence."""
+"""`coca search`: find the pictures of a folder that fit words, a picture, or a sum of both."""
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from opencoca.cli.main import Flag, ModelName
-from opencoca.cli.options import Printing
+from opencoca.cli.forms import Row, named, shown, stdout_is_utf8
+from opencoca.cli.main import DONE, SKIPPED, Flag, ModelName
 from opencoca.errors import DataError
+from opencoca.search.filters import Filters, day, size
+from opencoca.search.query import EMPTY, parse
+
+if TYPE_CHECKING:
+    from opencoca.cli.output import Output
+    from opencoca.search.answers import Answer, Request
+    from opencoca.search.files import Listing
+
+Day = Annotated[str, arg(metavar="YYYY-MM-DD", help_behavior_hint="")]
+Size = Annotated[str, arg(metavar="SIZE", help_behavior_hint="")]
+Below = Annotated[str, arg(metavar="SUBFOLDER", help_behavior_hint="")]
+Page = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+IDLE_MINUTES = 15.0
 
 
 @dataclass(frozen=True)
 class Args:
-    """Find the pictures of a folder that fit a sentence.
+    """Find the pictures of a folder that fit words, a picture, or a sum of both.
 
-    Prints the best pictures, the best first: path, a tab, score (the cosine similarity); on a terminal, a table. What
-    the model saw in each picture is kept in your cache folder, so that the next search there is quick. A picture that
-    can't be read is named and skipped (exit code 3).
+    Prints the best pictures, the best first: path, a tab, score (the cosine similarity); on a terminal, a table that
+    says why each matched. What the model saw in each picture is kept in an index (see `coca index`), so that the next
+    search there is quick. Where nothing fits better than unrelated words do, a line says so. A query may add and
+    subtract: "red car" + ref.jpg - night. A picture that can't be read is named and skipped (exit code 3).
 
     Examples:
       coca search holiday/ "a boat on a lake"
-      coca search holiday/ "a boat on a lake" --top 3
-      coca search holiday/ sunset --json > found.json
+      coca search holiday/ ref.jpg + sunset - people --top 3
+      coca search holiday/ "a boat" --after 2024-06-01 --within lake --min-size 200k
+      coca search holiday/ sunset --html found.html --open
+      coca search holiday/ sunset --resident --json > found.json
     """
 
     folder: Annotated[Path, Positional, arg(metavar="DIR", help_behavior_hint="")]
     """The folder of pictures; its subfolders are searched too."""
     query: Annotated[tuple[str, ...], Positional, arg(metavar="QUERY", help_behavior_hint="")]
-    """What to look for, in words."""
+    """What to look for: words, names of picture files, and + and - between them."""
     model: ModelName = None
-    """A run or model folder, hf:org/name, a weights file, or the name of a pulled model."""
+    """The model that made the index, under another name; by default it is found by itself."""
     top: int = 10
     """How many pictures to show."""
+    good: Flag = False
+    """Leave out pictures that fit no better than unrelated words do."""
+    blend: float = 0.0
+    """How much the captions' words count, from 0 to 1 (needs captions: see `coca index`)."""
+    after: Day = ""
+    """Only pictures taken on that day or later."""
+    before: Day = ""
+    """Only pictures taken on that day or earlier."""
+    min_size: Size = ""
+    """Only files of so many bytes or more, as in 200k or 1.5MB."""
+    max_size: Size = ""
+    """Only files of so many bytes or fewer."""
+    within: Below = ""
+    """Only pictures in that folder below DIR."""
+    html: Page = None
+    """Write a page with the pictures that were found; it needs no other file."""
+    open: Flag = False
+    """Show that page in the browser."""
+    resident: Flag = False
+    """Leave a process behind that answers the next searches at once; it ends after 15 idle minutes."""
+    no_update: Flag = False
+    """Search the index as it is, without looking for new pictures."""
     no_cache: Flag = False
     """Look at every picture anew, and keep nothing."""
     json: Flag = False
-    """Print a JSON list of objects with path and score."""
+    """Print a JSON list of objects with path, score, caption, why, good and id."""
 
 
 def run(args: Args) -> int:
-    """Ranks the folder's pictures by their similarity to the query."""
-    from opencoca.cli.pictures import find
+    """Asks the resident process if there is one, else the index itself, and prints what is found."""
+    from opencoca.search.answers import Request
 
     query = " ".join(args.query).strip()
     if not query:
-        raise DataError('the query is empty; say what to look for, as in "a boat on a lake"')
+        raise DataError(EMPTY)
     if args.top < 1:
         raise DataError(f"--top {args.top} shows nothing; ask for 1 picture or more")
+    if not 0 <= args.blend <= 1:
+        raise DataError(f"--blend {args.blend} must be from 0, where only pictures count, to 1, where only captions do")
     if args.folder.is_file():
         raise DataError(f"{args.folder} is a file; name the folder that it is in")
-    found = find([args.folder])
+    if args.no_cache and (args.no_update or args.resident):
+        raise DataError("--no-cache keeps no index to search later; leave out --no-update and --resident")
+    terms = [
+        term._replace(value=str(Path(term.value).absolute())) if term.kind == "picture" else term
+        for term in parse(query)
+    ]
+    bounds = Filters(
+        day(args.after) if args.after else None,
+        day(args.before) if args.before else None,
+        size(args.min_size) if args.min_size else None,
+        size(args.max_size) if args.max_size else None,
+        args.within,
+    )
+    request = Request(terms, args.top, args.blend, bounds)
+    answer = None if args.no_cache else _resident(args, request)
+    if answer is None:
+        return _search(args, query, request)
+    for path, what in answer.bad:
+        print(f"skipped {shown(args.folder / path)}: it {shown(what)}", file=sys.stderr)
+    if answer.bad:
+        print(f"{answer.indexed} done, {len(answer.bad)} skipped", file=sys.stderr)
+    _show(args, query, answer)
+    return SKIPPED if answer.bad else DONE
 
-    from opencoca.cli.output import Column, Output, Row
-    from opencoca.loading import load
-    from opencoca.search import index
 
-    predictor = load(args.model)
-    cache = None if args.no_cache else index.cache_file(args.folder)
-    with Output(
-        found, [Column("picture", "cyan"), Column("score", justify="right")], Printing(json=args.json)
-    ) as output:
-        pictures = index.build(predictor, found.paths, output.skip, output.done, cache)
-        hits = pictures.search(predictor.embed_texts(query)[0], args.top)
-        output.rows(
-            [Row((str(hit.path), f"{hit.score:.3f}"), {"path": str(hit.path), "score": hit.score}) for hit in hits]
-        )
-        return output.finish()
+def _resident(args: Args, request: Request) -> Answer | None:
+    from opencoca.search import client
+    from opencoca.search.answers import Answer
+    from opencoca.search.places import index_folder
+
+    if not args.resident and not client.can():
+        return None
+    place = index_folder(args.folder)
+    message: dict[str, Any] = {"search": request.to_json(), "update": not args.no_update}
+    found = client.ask(place, args.model, message)
+    if found is None and args.resident and (place / "manifest.json").exists():
+        client.start(args.folder, place, args.model, IDLE_MINUTES)
+        found = client.ask(place, args.model, message)
+    return None if found is None else Answer.from_json(found)
+
+
+def _search(args: Args, query: str, request: Request) -> int:
+    listing = None if args.no_update else pictures_of(args.folder)
+
+    from opencoca.cli.options import Printing
+    from opencoca.cli.output import Output
+    from opencoca.cli.pictures import Found
+    from opencoca.search import answers, client
+    from opencoca.search.index import Index
+    from opencoca.search.opening import predictor_for
+    from opencoca.search.places import index_folder
+
+    with _place(args) as place:
+        predictor, name = predictor_for(args.folder, place, args.model)
+        paths = [args.folder / seen.path for seen in listing.files] if listing else []
+        with Output(Found(paths, []), [], Printing()) as output:
+            bad = bring_up_to_date(args.folder, place, predictor, name, output, listing) if listing else []
+            index = Index.open(args.folder, predictor, place, name)
+            if not listing:
+                output.done(len(index))
+            answer = answers.answer(index, request, len(paths) - len(bad), bad)
+            code = output.finish()
+        _show(args, query, answer)
+        if args.resident and place == index_folder(args.folder):
+            client.start(args.folder, place, args.model, IDLE_MINUTES)
+        return code
+
+
+@contextmanager
+def _place(args: Args) -> Iterator[Path]:
+    """The index's folder: for this search alone with --no-cache."""
+    from opencoca.search.places import index_folder
+
+    if not args.no_cache:
+        yield index_folder(args.folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="opencoca-") as folder:
+        yield Path(folder) / "index"
+
+
+def pictures_of(folder: Path) -> Listing:
+    """The pictures below a folder.
+
+    Raises: DataError for a folder that isn't there or has none.
+    """
+    from opencoca.cli.pictures import find
+    from opencoca.search.files import listed
+
+    if folder.is_file():
+        raise DataError(f"{folder} is a file; name the folder that it is in")
+    listing = listed(folder) if folder.is_dir() else None
+    if listing is None or not listing.files:
+        find([folder])  # says what is wrong
+        raise DataError(f"{folder} holds only links that lead out of it; copy the pictures into it")
+    return listing
+
+
+def bring_up_to_date(
+    folder: Path, place: Path, predictor: Any, name: str, output: Output, listing: Listing
+) -> list[tuple[str, str]]:
+    """Updates the index, with the progress of `output`; gives what can't be read. Goes on where another one indexes."""
+    from opencoca.search.update import Progress, update
+    from opencoca.search.writer import BusyError
+
+    told = 0
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        if progress.done > told:
+            output.done(progress.done - told)
+            told = progress.done
+
+    try:
+        return update(folder, predictor, name, index=place, on_bad=output.skip, on_progress=tell, listing=listing).bad
+    except BusyError:
+        print(f"another process is indexing {folder}; this searches what it has so far", file=sys.stderr)
+        output.done(1)
+        return []
+
+
+def _show(args: Args, query: str, answer: Answer) -> None:
+    """Prints what was found, and what is to be said of it; imports nothing slow."""
+    hits = [hit for hit in answer.hits if hit.good or not args.good]
+    paths = [str(args.folder / hit.path) for hit in hits]
+    if args.json:
+        form = named("json", [])
+        form.ascii = not stdout_is_utf8()
+        rows = [Row((), {**dataclasses.asdict(hit), "path": path}) for path, hit in zip(paths, hits, strict=True)]
+        text = form.opening + "".join(form.piece(row, first=not i) for i, row in enumerate(rows))
+        print(text + form.closing(empty=not rows), end="")
+    else:
+        width = max(map(len, map(shown, paths)), default=0) if sys.stdout.isatty() else 0
+        for path, hit in zip(paths, hits, strict=True):
+            line = (
+                f"{shown(path):<{width}}  {hit.score:.3f}  {shown(hit.why)}"
+                if width
+                else f"{shown(path)}\t{hit.score:.3f}"
+            )
+            print(line)
+    if answer.indexed < answer.total:
+        what = f"{answer.indexed:,} of {answer.total:,} pictures"
+        print(f"searched {what}; the others aren't indexed yet", file=sys.stderr)
+    if not any(hit.good for hit in answer.hits):
+        best = f"the nearest picture has {answer.hits[0].score:.3f}, and " if answer.hits else ""
+        print(f"no good match: {best}unrelated words reach {answer.level:.3f} here", file=sys.stderr)
+    if args.html or args.open:
+        _page(args, query, answer, hits)
+
+
+def _page(args: Args, query: str, answer: Answer, hits: list[Any]) -> None:
+    import webbrowser
+
+    from opencoca.files import write_atomically
+    from opencoca.search.sheet import Cell, sheet
+
+    file = args.html or Path(tempfile.mkdtemp(prefix="opencoca-")) / "found.html"
+    cells = [Cell(args.folder / hit.path, hit.path, hit.caption, hit.why, hit.good) for hit in hits]
+    note = f"The {len(cells)} best of {answer.indexed:,} pictures in {args.folder}"
+    write_atomically(file, sheet(query, note, [("", cells)]).encode(errors="replace"))
+    if args.open:
+        webbrowser.open(file.absolute().as_uri())

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from opencoca.config import PixelConfig
@@ -20,7 +21,7 @@ from opencoca.errors import DataError
 
 
 class Clip(NamedTuple):
-    """A clip of a table: where it is, its label, and the captions, if it has any, that stand in for the label's name."""
+    """A clip of a table: where it is, its label, and its caption, if it has one; the label stands in for it."""
 
     key: str
     path: Path
@@ -117,7 +118,7 @@ def _seconds(text: str | None, column: str) -> float | None:
 
 
 class ClipSource:
-    """Clips as a loader's source: the frames are a sample's pictures, made square already, its caption or label the text.
+    """Clips as a loader's source: frames are a sample's pictures, made square already, its caption or label the text.
 
     Raises: DataError, when a sample is read, that names table and row of a clip that doesn't decode.
     """
@@ -149,7 +150,7 @@ class ClipSource:
         return Sample(clip.key, first, clip.caption or clip.label, attributes, more_pictures=tuple(others))
 
 
-def _bmp(square) -> bytes:
+def _bmp(square: np.ndarray) -> bytes:
     """A file of every pixel as it is, which is quick to write and to read."""
     buffer = io.BytesIO()
     Image.fromarray(square).save(buffer, "BMP")

@@ -33,10 +33,11 @@ CLASSES = {
     "butterfly": "1F98B",
     "fish": "1F41F",
 }
-OTHERS = (  # cow pig rabbit mouse bear chicken snail whale, apple banana cake cup car bicycle clock key
-    "1F404 1F416 1F407 1F401 1F43B 1F414 1F40C 1F433 1F34E 1F34C 1F370 2615 1F697 1F6B2 23F0 1F511 "
-    "1F4F7 1F3B8 1F451 2602 1F3E0 1F383 26BD 1F4A1"  # camera guitar crown umbrella house pumpkin ball bulb
-).split()
+OTHERS = (
+    *("1F404", "1F416", "1F407", "1F401", "1F43B", "1F414", "1F40C", "1F433"),  # cow ... whale
+    *("1F34E", "1F34C", "1F370", "2615", "1F697", "1F6B2", "23F0", "1F511"),  # apple banana cake cup car bicycle clock key
+    *("1F4F7", "1F3B8", "1F451", "2602", "1F3E0", "1F383", "26BD", "1F4A1"),  # camera ... light bulb
+)
 
 
 class SpriteClip(NamedTuple):

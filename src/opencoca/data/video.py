@@ -142,20 +142,25 @@ class _Track(NamedTuple):
         first, last = float(self.ticks[0] * self.base), float(self.end * self.base)
         start, end = first + window.start, last if window.end is None else min(last, first + window.end)
         if start >= end:
-            raise DataError(f"{name} lasts {last - first:.2f} s and is read from {window.start:g} s on; check its start")
+            raise DataError(
+                f"{name} lasts {last - first:.2f} s and is read from {window.start:g} s on; check its start"
+            )
         times = (start + (i + 0.5) * (end - start) / count for i in range(count))
         return [max(0, bisect.bisect_right(self.ticks, float(t / self.base)) - 1) for t in times]
 
 
 def _track(container: InputContainer, stream: VideoStream, limits: Limits, name: str) -> _Track:
     """The times in a file, from its packets: nothing is decoded for it."""
-    ticks, keys, end = [], [], 0
-    for packet in container.demux(stream):
+    ticks, keys, end, last_s = [], [], 0, 0.0
+    for packet in container.demux():
         tick = packet.pts if packet.pts is not None else packet.dts
         if packet.size == 0 or tick is None:
             continue
         if packet.is_corrupt:
             raise DataError(f"{name} is damaged or cut short; copy or download it again")
+        last_s = max(last_s, float((tick + (packet.duration or 0)) * (packet.time_base or 0)))
+        if packet.stream_index != stream.index:
+            continue
         ticks.append(tick)
         if packet.is_keyframe:
             keys.append(tick)
@@ -168,10 +173,9 @@ def _track(container: InputContainer, stream: VideoStream, limits: Limits, name:
     ticks.sort()
     if end <= ticks[-1]:
         end = ticks[-1] + max(1, (ticks[-1] - ticks[0]) // max(1, len(ticks) - 1))
-    said = stream.duration
-    if said and (end - ticks[0]) < 0.95 * said - 1 / base:
-        has, should = float((end - ticks[0]) * base), float(said * base)
-        raise DataError(f"{name} is cut short: {has:.1f} s of {should:.1f} s are there; copy or download it again")
+    said_s = (max(0, container.start_time or 0) + (container.duration or 0)) / 1e6
+    if last_s < 0.95 * said_s - 1:  # else half a clip would pass for a whole one
+        raise DataError(f"{name} is cut short: {last_s:.1f} s of {said_s:.1f} s are there; copy or download it again")
     if (seconds := float((end - ticks[0]) * base)) > limits.seconds:
         raise DataError(f"{name} lasts {seconds:.0f} s, more than {limits.seconds:g}; cut it into clips")
     return _Track(ticks, sorted(keys), base, end)

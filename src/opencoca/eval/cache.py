@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from opencoca.infer.predictor import Predictor
 
 BLOCK = 512
+METHOD = 1  # raised when something is worked out in another way, so that what is kept from before is left alone
 Arrays = dict[str, np.ndarray]
 
 _fingerprints: weakref.WeakKeyDictionary[Predictor, str] = weakref.WeakKeyDictionary()
@@ -42,7 +43,7 @@ class Cache:
 
     def place(self, *key: object) -> Path | None:
         """The path that belongs to a key, without an ending."""
-        return None if self.folder is None else self.folder / digest(key)
+        return None if self.folder is None else self.folder / digest((METHOD, *key))
 
     def in_blocks(
         self, key: Sequence[object], count: int, work: Callable[[range], Arrays], block: int = BLOCK
@@ -72,7 +73,7 @@ def _read(file: Path) -> Arrays | None:
     if not file.is_file():
         return None
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         return None

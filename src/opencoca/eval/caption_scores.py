@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opencoca.errors import DataError
 from opencoca.eval.metrics import bleu, cider, rouge_l
 from opencoca.eval.ptb import words
 
@@ -53,6 +54,8 @@ def reference_package(
         try:
             with _quiet():
                 measured[name] = compute(truths, results)
+        except DataError as error:
+            reasons[name] = str(error)
         except Exception as error:  # a foreign program: any failure of it costs its own figure and no other
             reasons[name] = f"the reference package failed ({type(error).__name__}: {str(error)[:120]}); {REPAIR}"
     return measured, reasons
@@ -69,9 +72,7 @@ def _spice(truths: dict[int, list[str]], results: dict[int, list[str]]) -> tuple
     from pycocoevalcap.spice import spice  # pyright: ignore[reportMissingImports]
 
     if not any((Path(spice.__file__).parent / "lib").glob("stanford-corenlp-*models.jar")):
-        raise FileNotFoundError(
-            "the CoreNLP models that SPICE needs are not in the package; run get_stanford_models.sh"
-        )
+        raise DataError(f"CoreNLP's models, which SPICE needs, are not there; run {PACKAGE}/get_stanford_models.sh")
     total, items = spice.Spice().compute_score(truths, results)
     return float(total), [_f_score(item) for item in items]
 

@@ -81,6 +81,7 @@ EVALUATIONS: dict[str, Entry] = {
     "flickr30k/retrieval": Entry(("paper",), ("flickr30k",), _RETRIEVAL, _KARPATHY),
     "coco/captions": Entry(("paper",), ("coco",), _CAPTIONS, _KARPATHY),
     "nocaps/captions": Entry(("paper",), ("nocaps",), _CAPTIONS, "NoCaps' json, with its pictures beside it"),
+    "clips/retrieval": Entry(("paper",), ("clips",), "opencoca.eval.video:make", "a CSV with label (or caption) and path"),
 }
 
 # The means that the paper reports, over evaluations which must all be there: name -> evaluations.

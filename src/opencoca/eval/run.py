@@ -83,7 +83,8 @@ def measure(
 def _kept_or_run(evaluation: Evaluation, predictor: Predictor, cache: Cache) -> tuple[EvaluationResult, bool]:
     """The result, and whether it was kept from an earlier run with the same model, data and settings."""
     key = getattr(evaluation, "key", None)
-    place = cache.place("result", fingerprint(predictor), evaluation.name, key) if key else None
+    generation = repr(getattr(predictor.config, "generation", None))
+    place = cache.place("result", fingerprint(predictor), generation, evaluation.name, key) if key else None
     file = place.with_suffix(".json") if place else None
     if file and file.is_file():
         try:

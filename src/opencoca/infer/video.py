@@ -104,10 +104,15 @@ def recognise_videos(
     Raises: ConfigError where the model has no such head (`coca video train` makes one).
     """
     chosen = heads.head_for(predictor, "encoder", head, pictures=1)
-    for video, _, squares in _squares(predictor, videos, frames, on_bad, None):
+    for video, _, squares in _squares(predictor, videos, frames, on_bad):
         with torch.no_grad():
             tokens_1SD = space_time(predictor.model, _tokens(predictor, squares))
             yield video, predictor.model.tasks[chosen.name](tokens_1SD)[0].float().softmax(dim=-1).cpu()
+
+
+def tokens_of(predictor: Predictor, clips: Sequence[Clip], frames: int = FRAMES) -> dict[str, Tensor]:
+    """The encoder's tokens [1,F,P,D] of each clip, by its key. Raises: DataError for a clip that can't be read."""
+    return {clips[place].key: _tokens(predictor, squares) for _, place, squares in _squares(predictor, clips, frames)}
 
 
 def _tokens(predictor: Predictor, squares: np.ndarray) -> Tensor:
@@ -122,8 +127,8 @@ def _squares(
     predictor: Predictor,
     videos: Video | Iterable[Video],
     frames: int,
-    on_bad: OnBad | None,
-    limits: Limits | None,
+    on_bad: OnBad | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[tuple[Video, int, np.ndarray]]:
     """Each clip that can be read, its place, and its frames made square, uint8 [F,H,W,3]; a few are read ahead."""
     size_px, pixels = predictor.config.model.vision.image_size_px, predictor.config.pixels

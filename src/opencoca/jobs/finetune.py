@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import gc
+import hashlib
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +12,11 @@ import torch
 from torch import Tensor
 
 from opencoca import checkpoint
-from opencoca.config import Config, DataConfig, LossConfig, OptimConfig, RunConfig
+from opencoca.config import Config
 from opencoca.data.loader import PairLoader
 from opencoca.data.sources import open_source, splits_of
 from opencoca.data.tokenizer import Tokenizer
-from opencoca.errors import CheckpointError, ConfigError, TrainingError
+from opencoca.errors import CheckpointError, ConfigError
 from opencoca.infer.predictor import Predictor
 from opencoca.jobs.finetune_data import Held, Split, held, split_as_told, split_by_picture
 from opencoca.jobs.finetune_measure import (
@@ -34,52 +31,16 @@ from opencoca.jobs.finetune_measure import (
     unlearnt,
 )
 from opencoca.jobs.finetune_report import card, write_report
+from opencoca.jobs.finetune_train import SCRATCH, Options, Say, begin_with, configured, train_within_memory
 from opencoca.loading import FINETUNED, Opened, open_model
-from opencoca.model.coca import CoCa
 from opencoca.model.init import build
-from opencoca.model.lora import add_lora, merged_weights
+from opencoca.model.lora import merged_weights
 from opencoca.model_card import Origin
-from opencoca.train.loop import train
 from opencoca.train.machine import placement
-from opencoca.train.state import Prepare, TrainState
-from opencoca.train.task import Pretraining
+from opencoca.train.state import TrainState
 
-SCRATCH = "scratch"
 FACTS, RESULTS, REPORT = "finetune.json", "results.json", "report.html"
 ALPHAS = (0.25, 0.5, 0.75, 1.0)
-SMALL = 50_000_000  # parameters, below which a model stands, and wants, a higher rate
-RATES = {"small": 4e-4, "large": 1e-5, SCRATCH: 1e-3}  # docs/LOG.md; "large" as OpenCLIP tunes its own
-LORA_RATE = 5.0  # times as high: the updates begin at nothing, and there are few of them
-LAYER_DECAY = 0.8  # the first layers know what all pictures have in common
-FEWEST_STEPS = 50
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What may be said of a fine-tuning; 0 leaves it to the defaults.
-
-    wise: the share of the tuned weights in what is kept, the rest being the original's. Of several, the best on the
-        held-out pictures is taken; none takes it among `ALPHAS`.
-    lora: rank of the low-rank updates; 0 trains whole matrices.
-    val: the share of the pictures that is held out.
-    keep, keep_split: data that isn't trained on, to see what the model unlearns.
-    changes: "section.field=value", as `Config.with_values` takes them.
-    """
-
-    wise: tuple[float, ...] = ()
-    lora: int = 0
-    epochs: float = 10.0
-    steps: int = 0
-    rate: float = 0.0
-    batch: int = 0
-    val: float = 0.1
-    split: str | None = None
-    keep: str | None = None
-    keep_split: str | None = None
-    seed: int = 0
-    changes: tuple[str, ...] = ()
 
 
 class Outcome(NamedTuple):
@@ -97,7 +58,7 @@ class Outcome(NamedTuple):
 def finetune(
     data: str, run: Path, base: str | None = None, options: Options | None = None, say: Say = print
 ) -> Outcome:
-    """Fine-tunes `base` on `data` in the folder `run`, and writes the model, its card, results.json and a report there.
+    """Fine-tunes `base` on `data` in the folder `run`, and writes the model, results.json and a report there.
 
     base: any name that `loading.load` takes; None is the one that this run began with, or else the newest; "scratch"
     takes only the shape and the vocabulary of that one, with new weights. An interrupted run goes on where it was.
@@ -107,10 +68,12 @@ def finetune(
     options = options or Options()
     for alpha in options.wise:
         interpolated({}, {}, alpha)  # refuses what is no share, before anything is done
-    scratch = base == SCRATCH
+    begun = _begun_with(run)
+    scratch = base == SCRATCH or (base is None and begun is not None and begun.scratch)
     if scratch and (options.lora or options.wise):
         raise ConfigError("--from scratch has no weights to keep: leave out --lora and --wise, or name a model")
-    opened = open_model(_begun_with(run) if base is None or scratch else base)
+    named = None if base == SCRATCH else base
+    opened = open_model(begun.path if named is None and begun is not None else named)
     name = _name_of(opened)
     split = _split(data, options)
     config = configured(opened, data, len(split.train), options, scratch)
@@ -121,7 +84,7 @@ def finetune(
     if scratch:
         original = {n: p.detach() for n, p in build(config.model, config.run.seed).named_parameters()}
     begun = _Begun(name, str(opened.path.resolve()), scratch, _digest(original))
-    _write_facts(run, begun)
+    _note(run, begun)
     say(f"base: {SCRATCH if scratch else name}, {sum(t.numel() for t in original.values()) / 1e6:.1f}M parameters")
     say(f"data: {len(split.train)} pictures to train on, {len(split.val)} held out ({len(val)} measured)")
     device = placement(config.run)[0]
@@ -134,7 +97,7 @@ def finetune(
     evaluation = HeldOutEvaluation(val, opened.tokenizer, config, say)
     loader = PairLoader.from_config(config, split.train, opened.tokenizer)
     state = train_within_memory(
-        config, run, loader, opened.tokenizer, evaluation, _prepare(config, original, scale), say
+        config, run, loader, opened.tokenizer, evaluation, begin_with(config, original, scale), say
     )
     tuned = {n: t.detach().cpu() for n, t in merged_weights(state.weights(), config.optim.lora_alpha).items()}
     measured: dict[float, _Judged] = {}
@@ -170,86 +133,6 @@ def finetune(
     checkpoint.write_atomically(run / RESULTS, json.dumps(results, indent=2) + "\n")
     write_report(run / REPORT, run, results, val, before.own, after.own)
     return Outcome(alpha, before.figures, after.figures, model, run / REPORT, warnings, split.skipped)
-
-
-def configured(opened: Opened, data: str, pictures: int, options: Options, scratch: bool = False) -> Config:
-    """The configuration of a fine-tuning: the base's model, pixels and generation, and defaults for all else.
-
-    Raises: ConfigError for options that contradict each other.
-    """
-    small = sum(p.numel() for p in opened.model.parameters()) < SMALL
-    rate = options.rate or RATES[SCRATCH if scratch else "small" if small else "large"] * (
-        LORA_RATE if options.lora else 1.0
-    )
-    batch = options.batch or max(1, min(64, pictures // 2))
-    steps = options.steps or max(FEWEST_STEPS, math.ceil(options.epochs * pictures / batch))
-    before = opened.config
-    config = Config(
-        recipe=before.recipe,
-        model=before.model,
-        pixels=before.pixels,
-        generation=before.generation,
-        loss=LossConfig(),
-        optim=OptimConfig(
-            steps=steps,
-            peak_lr=rate,
-            warmup_steps=min(100, steps // 10),
-            schedule="cosine",
-            weight_decay=0.05,
-            layer_decay=1.0 if scratch else LAYER_DECAY,
-            lora_rank=options.lora,
-        ),
-        data=DataConfig(folder=data, batch_size=batch),
-        run=RunConfig(
-            seed=options.seed,
-            log_every_steps=max(1, min(20, steps // 20)),
-            eval_every_steps=max(1, steps // 4),
-            checkpoint_every_steps=max(1, steps // 4),
-            tensorboard=False,
-        ),
-    )
-    return config.with_values(options.changes)
-
-
-def train_within_memory(
-    config: Config,
-    run: Path,
-    loader: PairLoader,
-    tokenizer: Tokenizer,
-    evaluation: HeldOutEvaluation,
-    prepare: Prepare,
-    say: Say,
-) -> TrainState:
-    """`train`, from the latest checkpoint with half the micro-batch each time that memory runs out.
-
-    Raises: TrainingError where one pair at a time doesn't fit either.
-    """
-    micro = config.run.micro_batch
-    while True:
-        now = dataclasses.replace(config, run=dataclasses.replace(config.run, micro_batch=micro))
-        try:
-            return train(now, run, Pretraining(now.model, now.loss), loader, tokenizer, [evaluation], prepare)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        gc.collect()  # the failed step's tensors hung on the error, which is gone here
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        before = micro or config.data.batch_size
-        if before == 1:
-            raise TrainingError("memory runs out with one pair at a time; take a smaller model, or --lora 8")
-        micro = before // 2
-        say(f"memory ran out with {before} pairs at a time; going on with {micro}, which changes no result")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python says that memory ran out, on whatever device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and any(
-        words in said for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )
 
 
 class _Begun(NamedTuple):
@@ -304,15 +187,6 @@ def _scale(weights: dict[str, Tensor]) -> float:
     return weights["log_scale"].exp().item()
 
 
-def _prepare(config: Config, original: dict[str, Tensor], scale: float) -> Prepare:
-    def prepare(model: CoCa) -> None:
-        checkpoint.load_weights(model, {**original, "log_scale": torch.tensor([math.log(scale)])}, "the base model")
-        if config.optim.lora_rank:
-            add_lora(model, config.optim.lora_rank, config.optim.lora_alpha, config.run.seed)
-
-    return prepare
-
-
 def _keep(options: Options, size_px: int, config: Config) -> Held | None:
     """The untouched data: what the options name, or the quickstart's validation list where it lies about."""
     if options.keep is not None:
@@ -323,23 +197,26 @@ def _keep(options: Options, size_px: int, config: Config) -> Held | None:
     return None
 
 
-def _begun_with(run: Path) -> Path | None:
-    """The folder of the model that the run began with, if it has begun."""
+def _begun_with(run: Path) -> _Begun | None:
+    """What the run began with, if it has begun. Raises: CheckpointError where its note is damaged."""
     path = run / FACTS
-    return Path(json.loads(path.read_text(encoding="utf-8"))["path"]) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return _Begun(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); remove {run}, or name another --run folder") from error
 
 
-def _write_facts(run: Path, begun: _Begun) -> None:
-    """Notes what the run began with. Raises: CheckpointError where that was something else."""
-    path = run / FACTS
-    if path.is_file() and checkpoint.latest_checkpoint(run) is not None:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before["digest"] != begun.digest:
-            raise CheckpointError(
-                f"{run} was fine-tuned from {before['base']}, whose weights are not those of {begun.base}; "
-                "name that one with --from, or another --run folder"
-            )
-    checkpoint.write_atomically(path, json.dumps(begun._asdict(), indent=2) + "\n")
+def _note(run: Path, begun: _Begun) -> None:
+    """Notes what the run begins with. Raises: CheckpointError where that was something else."""
+    before = _begun_with(run)
+    if before is not None and before.digest != begun.digest and checkpoint.latest_checkpoint(run) is not None:
+        raise CheckpointError(
+            f"{run} was fine-tuned from {before.base}, whose weights are not those of {begun.base}; "
+            "name that one with --from, or another --run folder"
+        )
+    checkpoint.write_atomically(run / FACTS, json.dumps(begun._asdict(), indent=2) + "\n")
 
 
 def _name_of(opened: Opened) -> str:
@@ -353,8 +230,6 @@ def _name_of(opened: Opened) -> str:
 
 def _digest(weights: dict[str, Tensor]) -> str:
     """A digest of weights by value."""
-    import hashlib
-
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +11,23 @@ import torch
 
 from opencoca.config import Config, HeadConfig, LossConfig
 from opencoca.data.loader import PairLoader
-from opencoca.data.tokenizer import Tokenizer
 from opencoca.eval import frozen
 from opencoca.eval.recognition import RecognitionEvaluation
 from opencoca.infer.predictor import Predictor
 from opencoca.jobs.recognise_data import Labelled, Pictures, open_labels
-from opencoca.jobs.task_runs import Base, Row, Say, begin, keep, predictor_of, prepare_from, task_config, with_head
+from opencoca.jobs.task_runs import (
+    Base,
+    Row,
+    Say,
+    Watched,
+    begin,
+    keep,
+    line,
+    predictor_of,
+    prepare_from,
+    task_config,
+    with_head,
+)
 from opencoca.loading import open_model
 from opencoca.model.coca import CoCa
 from opencoca.train.loop import train
@@ -27,6 +37,7 @@ from opencoca.train.tasks.targets import Targets
 
 MEASURED_ON_THE_WAY = 1000  # pictures
 SMOOTHING = 0.1
+KEPT_BYTES = 2**30  # of tokens of a frozen encoder
 WAYS = ("frozen", "tuned")
 TITLES = {"frozen": "frozen encoder, new pooler", "tuned": "everything tuned"}
 
@@ -94,7 +105,8 @@ def recognise(
     for way in options.ways:
         config = _config(way, start, head, data, len(pictures.train.labels), options)
         begin(run / way, start)
-        task = Recognition(head.name, _targets(pictures), config.loss.label_smoothing)
+        kept = KEPT_BYTES if way == "frozen" and not _changes_pictures(config) else 0
+        task = Recognition(head.name, _targets(pictures), config.loss.label_smoothing, kept)
         loader = PairLoader.from_config(config, pictures.train.source, start.tokenizer)
         watched = pictures.val.spread(MEASURED_ON_THE_WAY)
         evaluation = Watched(RecognitionEvaluation("val", watched.source, watched.labels), start.tokenizer, config)
@@ -146,24 +158,6 @@ def probes(predictor: Predictor, pictures: Pictures) -> tuple[list[Row], dict[st
     return rows, facts
 
 
-def line(row: Row) -> str:
-    """A row of the table."""
-    test = f"{row.test:>9.1%}" if row.test is not None else f"{'':>9}"
-    return f"{row.how:<46}{row.val or 0:>9.1%}{test}"
-
-
-class Watched:
-    """An evaluation as the training loop runs it."""
-
-    def __init__(self, evaluation: Any, tokenizer: Tokenizer, config: Config) -> None:
-        self.name = evaluation.name
-        self._evaluation, self._tokenizer, self._config = evaluation, tokenizer, config
-
-    def __call__(self, model: CoCa) -> Iterator[tuple[str, float]]:
-        """Yields the figures."""
-        yield from self._evaluation(Predictor(model, self._tokenizer, self._config)).figures.items()
-
-
 def _config(way: str, base: Base, head: HeadConfig, data: str, samples: int, options: Options) -> Config:
     model = with_head(base.config.model, head)
     model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, train_patches=0))
@@ -179,15 +173,17 @@ def _config(way: str, base: Base, head: HeadConfig, data: str, samples: int, opt
         batch=options.batch,
         rate=options.rate,
         seed=options.seed,
-        frozen=(*unread, *_older_heads(base), *(("encoder",) if way == "frozen" else ())),
+        frozen=(*unread, *(("encoder",) if way == "frozen" else ())),
         loss=LossConfig(label_smoothing=SMOOTHING),
         paper=f"imagenet-{way}" if options.paper else None,
         changes=options.changes,
     )
 
 
-def _older_heads(base: Base) -> tuple[str, ...]:
-    return ()
+def _changes_pictures(config: Config) -> bool:
+    """Whether no two epochs show the same picture."""
+    data = config.data
+    return bool(data.flip or data.max_shift_px or data.randaugment[0] or tuple(data.crop_scale) != (1.0, 1.0))
 
 
 def _targets(pictures: Pictures) -> Targets:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,24 @@ class Row(NamedTuple):
     how: str
     val: float | None
     test: float | None
+
+
+def line(row: Row) -> str:
+    """A row of the table."""
+    val, test = (f"{x:>9.1%}" if x is not None else " " * 9 for x in (row.val, row.test))
+    return f"{row.how:<46}{val}{test}"
+
+
+class Watched:
+    """An evaluation as the training loop runs it."""
+
+    def __init__(self, evaluation: Any, tokenizer: Tokenizer, config: Config) -> None:
+        self.name = evaluation.name
+        self._evaluation, self._tokenizer, self._config = evaluation, tokenizer, config
+
+    def __call__(self, model: CoCa) -> Iterator[tuple[str, float]]:
+        """Yields the figures."""
+        yield from self._evaluation(Predictor(model, self._tokenizer, self._config)).figures.items()
 
 
 def with_head(model: ModelConfig, head: HeadConfig) -> ModelConfig:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from opencoca import checkpoint
 from opencoca.config import Config, DataConfig, HeadConfig, OptimConfig, RunConfig
-from opencoca.data.clips import Clip, ClipSource, Table, read_table
+from opencoca.data.clips import Clip, ClipSource, read_table
 from opencoca.data.loader import PairLoader
 from opencoca.data.video import FRAMES
 from opencoca.errors import ConfigError, DataError
@@ -29,7 +28,6 @@ from opencoca.train.tasks.targets import Targets
 from opencoca.train.tasks.video import VideoRecognition, unread_parts
 
 HEAD, RESULTS = "video", "results.json"
-KEEP_BYTES = 1 << 30
 TIME_RATE = 10.0  # times as high a rate for time positions, which begin at nothing
 
 Say = Callable[[str], None]
@@ -80,7 +78,7 @@ class Outcome(NamedTuple):
 def train_videos(
     table: str | Path, run: Path, base: str | Path | None = None, options: Options | None = None, say: Say = print
 ) -> Outcome:
-    """Trains a head over all frames of the clips in the rows `train` of a table, in the folder `run`; measures on `val`.
+    """Trains a head over all frames of the clips in a table's rows `train`, in the folder `run`; measures on `val`.
 
     An interrupted run goes on where it was. Clips that can't be read are replaced while training, and left out of the
     measurement; both are counted and named.
@@ -101,10 +99,10 @@ def train_videos(
     say(f"data: {len(training.clips)} clips to train on, {len(held.clips)} held out, {len(labels)} labels")
     source = ClipSource(training, config.model.vision.image_size_px, config.pixels, options.frames)
     targets = Targets.single({clip.key: labels.index(clip.label) for clip in training.clips}, len(labels))
-    keep = 0 if options.tuned or _changes_pictures(config.data) else KEEP_BYTES
-    task = VideoRecognition(HEAD, targets, options.smoothing, keep)
+    kept = None if options.tuned or _changes_pictures(config.data) else {}
+    task = VideoRecognition(HEAD, targets, options.smoothing, kept)
     loader = PairLoader.from_config(config, source, opened.tokenizer, pictures=options.frames)
-    state = train(config, run, task, loader, opened.tokenizer, prepare=_prepare(opened))
+    state = train(config, run, task, loader, opened.tokenizer, prepare=loads_base(opened))
     measured = measure(load(run), held.clips, options.frames)
     skipped = [*training.skipped, *loader.skipped, *held.skipped, *measured.skipped]
     say(f"held out: {', '.join(f'{name} {value:.1%}' for name, value in measured.figures.items())}")
@@ -174,20 +172,17 @@ def measure(predictor: Predictor, clips: Sequence[Clip], frames: int = FRAMES) -
         first.append(float(clip.label == best[0]))
         fifth.append(float(clip.label in best))
     if not keys:
-        raise DataError(f"none of the {len(clips)} clips can be read; the first: {skipped[0][1] if skipped else 'none'}")
+        raise DataError(
+            f"none of the {len(clips)} clips can be read; the first: {skipped[0][1] if skipped else 'none'}"
+        )
     return Measured(keys, torch.tensor(first), torch.tensor(fifth), skipped)
-
-
-def label_counts(table: Table) -> dict[str, int]:
-    """How many clips each label has, the most frequent first."""
-    return dict(Counter(clip.label for clip in table.clips).most_common())
 
 
 def _changes_pictures(data: DataConfig) -> bool:
     return data.flip or data.max_shift_px > 0 or data.crop_scale != (1.0, 1.0) or data.randaugment[0] > 0
 
 
-def _prepare(opened: Opened) -> Prepare:
+def loads_base(opened: Opened) -> Prepare:
     """Loads the base's weights; the new head, and time positions of another number, stay as they were made."""
     known = {name: value.detach() for name, value in opened.model.named_parameters()}
 

@@ -47,6 +47,7 @@ class CoCa(nn.Module):
             self.image_projection = nn.Linear(text.width, config.embed_dim, bias=False)
             self.text_projection = nn.Linear(text.width, config.embed_dim, bias=False)
         self.log_scale = nn.Parameter(torch.empty(1))
+        self.pair_bias = nn.Parameter(torch.empty(1)) if config.pair_bias else None
         self.time_positions_FD = None
         if config.time_positions:
             self.time_positions_FD = nn.Parameter(torch.empty(config.time_positions, vision.width))

@@ -15,6 +15,7 @@ from torch import nn
 from opencoca.config import ModelConfig
 from opencoca.model.coca import CoCa
 
+PAIR_BIAS = -10.0
 _RESIDUAL_OUTPUTS = ("self_attention.out.weight", "cross_attention.out.weight", "mlp.down.weight")
 
 
@@ -35,7 +36,9 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
 
     Matrices: normal with variance 1 / fan-in; those that write into the residual stream are scaled down by the
     square root of the number of writers. Embeddings, positions, class token, registers and [CLS]: normal(0, 0.02).
-    Queries: normal(0, 1), since a norm follows. Norms 1, biases and time positions 0. Temperature: `config.init_temperature`.
+    Queries: normal(0, 1), since a norm follows. Norms 1, biases and time positions 0. Temperature:
+    `config.init_temperature`;
+    the pairs' bias, where there is one: -10, since nearly all pairs of a batch don't belong together (SigLIP).
     """
     writers = {"encoder": 2 * len(model.encoder.blocks), "unimodal": 2 * len(model.unimodal.blocks)}
     in_a_layer = 3 if model.multimodal.picture_blocks is None else 4
@@ -46,6 +49,8 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
             rest = rest.partition(".")[2]  # a head's own name says nothing of its parameters
         if name == "log_scale":
             parameter.fill_(-math.log(model.config.init_temperature))
+        elif name == "pair_bias":
+            parameter.fill_(PAIR_BIAS)
         elif name.endswith("bias") or name == "time_positions_FD":
             parameter.zero_()
         elif "norm" in rest:

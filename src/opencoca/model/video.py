@@ -1,4 +1,4 @@
-"""Clips through a model of pictures: the encoder reads every frame alone, and the poolers read all of a clip's tokens."""
+"""Clips through a model of pictures: the encoder reads each frame alone, the poolers read all of a clip's tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def encode_video(model: CoCa, pixels_BFCHW: Tensor) -> ImageFeatures:
 
 
 def frame_tokens(model: CoCa, pixels_BFCHW: Tensor, patch_noise_BP: Tensor | None = None) -> Tensor:
-    """The encoder's tokens [B,F,P,D] of each frame; with `patch_noise`, training reads the same places of all frames."""
+    """The encoder's tokens [B,F,P,D] of each frame; with `patch_noise`, the same places of all frames are read."""
     frames = pixels_BFCHW.shape[1]
     noise_XP = None if patch_noise_BP is None else patch_noise_BP.repeat_interleave(frames, dim=0)
     return model.encoder(pixels_BFCHW.flatten(0, 1), noise_XP).unflatten(0, (-1, frames))

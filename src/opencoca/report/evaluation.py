@@ -80,10 +80,12 @@ def _glance(data: EvaluationPage):
     bodies = []
     for table, row in headlines:
         top = _top(row)
-        for i, (model, cell) in enumerate(zip(data.models, row.cells, strict=True)):
+        measured = [(model, cell) for model, cell in zip(data.models, row.cells, strict=True) if cell.value is not None]
+        for i, (model, cell) in enumerate(measured):
+            ours = model == data.models[0]
             name = [tag("span", table.name, dir="auto"), tag("span", row.name, class_="note")] if i == 0 else [""]
-            style = " ".join(filter(None, ("first" if i == 0 else "", "more" if i + 1 < len(data.models) else "")))
-            plot = _band(cell, 0.0, top, row.chance, i == 0)
+            style = " ".join(filter(None, ("first" if ours else "", "more" if i + 1 < len(measured) else "")))
+            plot = _band(cell, 0.0, top, row.chance, ours)
             bodies.append(
                 tag(
                     "tr",

@@ -149,7 +149,7 @@ main>section{margin-top:2rem;padding-top:1.75rem}
 .stack,.stack tbody,.stack tr,.stack th,.stack td{display:block;width:auto;min-width:0}
 .models.stack tr{padding:.5rem 0;border-bottom:1px solid var(--line)}.models.stack tr.more{border:0;padding-bottom:0}
 .models.stack th,.models.stack td{border:0;padding:.1rem 0;text-align:left;min-width:0}
-.models th,.models td{padding:.3rem .5rem}.models th:first-child{min-width:7rem}
+.models.stack .plot{width:100%}.models th,.models td{padding:.3rem .5rem}.models th:first-child{min-width:7rem}
 .terms{grid-template-columns:1fr;gap:0}.terms dd{margin-bottom:.6rem}
 .facts{grid-template-columns:repeat(auto-fill,minmax(9rem,1fr))}
 .charts{grid-template-columns:1fr}.grid{grid-template-columns:1fr}

@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-NEUTRAL = tuple(
-    """time idea reason law price theory meaning government language history science market question answer memory
-    silence truth justice freedom energy anger work school health power value method opinion chance duty habit promise
-    budget contract election inflation strategy grammar logic ethics insurance interest policy salary statistics
-    tradition tuesday yesterday advice agreement argument concept decision economy quality quantity risk rule software
-    style success system topic""".split()
-)
+_WORDS = """
+time idea reason law price theory meaning government language history science market question answer memory
+silence truth justice freedom energy anger work school health power value method opinion chance duty habit promise
+budget contract election inflation strategy grammar logic ethics insurance interest policy salary statistics
+tradition tuesday yesterday advice agreement argument concept decision economy quality quantity risk rule software
+style success system topic
+"""
+NEUTRAL = tuple(_WORDS.split())
 
 
 def level(embeds: np.ndarray, best: Callable[[np.ndarray], float]) -> float:

@@ -137,7 +137,7 @@ def _sketched(sketch: Sketch, query_E: Tensor) -> Iterator[tuple[int, Tensor, Te
     columns[:, 0], columns[:, 1] = first_E.to(torch.int8), second_E.to(torch.int8)
     for start in range(0, len(sketch.values), BLOCK):
         part = slice(start, start + BLOCK)
-        products = torch._int_mm(sketch.values[part], columns)
+        products = torch._int_mm(sketch.values[part], columns)  # pyright: ignore[reportPrivateImportUsage]
         scores = products[:, 0].float().mul_(coarse).add_(products[:, 1].float(), alpha=fine).mul_(sketch.scale[part])
         error = sketch.error[part] * (length + left) + (left + SLACK * length)
         yield start, scores, error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,34 +12,8 @@ from opencoca.search import exact, manifest
 from opencoca.search.backend import Picture
 from opencoca.search.filters import Filters
 from opencoca.search.manifest import Manifest
+from opencoca.search.places import index_folder
 from opencoca.search.table import Table, readable
-
-HERE = ".opencoca"
-
-
-def index_folder(folder: Path) -> Path:
-    """Where the index of a folder is: beside its pictures if there is one, else in the user's cache.
-
-    Raises: DataError for a user without a home folder.
-    """
-    here = folder / HERE
-    return here if (here / manifest.NAME).exists() else cached(folder)
-
-
-def cached(folder: Path) -> Path:
-    """The place in the user's cache for the index of a folder.
-
-    Raises: DataError for a user without a home folder.
-    """
-    root = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    try:
-        parent = Path(root) if root else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise DataError(
-            f"there is no home folder to keep an index in; keep it beside the pictures: coca index {folder} --here"
-        ) from error
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:24]
-    return parent / "opencoca" / "indexes" / name
 
 
 class Store:
@@ -132,7 +104,7 @@ class Store:
             for row in self.table.pictures([int(one) for one in ids])
         ]
 
-    def embeds(self, ids: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+    def embeds(self, ids: Sequence[int] | None = None) -> np.ndarray:
         wanted = self._rows if ids is None else self._rows[self._places(ids)]
         out = np.empty((len(wanted), self.width), np.float16)
         first = 0
@@ -142,10 +114,10 @@ class Store:
             first += len(part.vectors)
         return out
 
-    def _places(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        ids = np.asarray(ids, np.int64)
-        places = np.searchsorted(self._ids, ids).clip(max=max(len(self._ids) - 1, 0))
-        wrong = ids if not len(self._ids) else ids[self._ids[places] != ids]
+    def _places(self, ids: Sequence[int]) -> np.ndarray:
+        wanted = np.asarray(ids, np.int64)
+        places = np.searchsorted(self._ids, wanted).clip(max=max(len(self._ids) - 1, 0))
+        wrong = wanted[self._ids[places] != wanted] if len(self._ids) else wanted
         if len(wrong):
             raise DataError(f"the index has no picture {wrong[0]}; search again for those that it has")
         return places

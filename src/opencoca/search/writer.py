@@ -26,18 +26,22 @@ HOLES = 0.1  # the share of rows without a file from which on a large index is w
 SMALL = 50_000  # rows up to which it is at once
 
 
+class BusyError(DataError):
+    """Another process is writing to the index."""
+
+
 @contextlib.contextmanager
 def only_writer(index: Path, folder: Path) -> Iterator[None]:
     """Holds the index folder's lock; the system frees it on a kill.
 
-    Raises: DataError where another process holds it.
+    Raises: BusyError where another process holds it.
     """
     index.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (index / "lock").open("a+") as file:
         try:
             _lock(file.fileno())
         except OSError:
-            raise DataError(
+            raise BusyError(
                 f"another process is indexing {folder}; wait for it, or search what is there: "
                 f"coca search {folder} QUERY --no-update"
             ) from None
@@ -114,8 +118,10 @@ class Writer:
         wanted = holes > (0 if self.rows <= SMALL else HOLES * self.rows)
         if not wanted and len(self.manifest.vectors) + bool(self._pending) <= MANY_PARTS:
             return
-        sources = [exact.map_vectors(self.index / part.name, part.rows, self.manifest.width).numpy()
-                   for part in self.manifest.vectors]
+        sources = [
+            exact.map_vectors(self.index / part.name, part.rows, self.manifest.width).numpy()
+            for part in self.manifest.vectors
+        ]
         part, sketch = self._vectors(_kept([*sources, *self._pending], used))
         with full_disk_named(self.index):
             self.table.renumber()

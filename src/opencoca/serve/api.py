@@ -35,6 +35,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         413: "too large",
         415: "another kind of body",
         421: "addressed by another name",
+        431: "headers that are too large",
         422: "fields or pictures that can't be used",
         503: "busy: come back after Retry-After seconds",
     }.items()
@@ -138,10 +139,11 @@ def make_router(service: Service) -> APIRouter:
         service.check_room(len(pictures))
         wording = engine.question(wanted.question, wanted.changes())
 
-        async def work() -> list[list[Caption]]:
+        async def work() -> list[Any]:
             return await engine.ask(await engine.squares(pictures), wording)
 
-        said = [service.said(captions[0].text) for captions in await while_there(request, work())]
+        found = await while_there(request, work())
+        said = [service.said(one if isinstance(one, str) else one[0].text) for one in found]
         results = [schemas.Answered(answer=text, withheld=withheld) for text, withheld in said]
         return answer(schemas.AskResponse(results=results, provenance=service.provenance))
 
@@ -189,17 +191,15 @@ def make_router(service: Service) -> APIRouter:
             )
         )
 
-    async def embedded(
-        pictures: Sequence[Any], texts: Sequence[str]
-    ) -> tuple[Sequence[np.ndarray], Sequence[np.ndarray]]:
+    async def embedded(pictures: Sequence[Any], texts: Sequence[str]) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Both, together where both are wanted."""
         service.check_room(len(pictures) + 1)
 
-        async def of_pictures() -> Sequence[np.ndarray]:
+        async def of_pictures() -> list[np.ndarray]:
             return await engine.ask(await engine.squares(pictures), None) if pictures else []
 
-        async def of_texts() -> Sequence[np.ndarray]:
-            return await engine.embed_texts(texts) if texts else []
+        async def of_texts() -> list[np.ndarray]:
+            return list(await engine.embed_texts(texts)) if texts else []
 
         both = await asyncio.gather(of_pictures(), of_texts())
         return both[0], both[1]

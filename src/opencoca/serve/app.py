@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from importlib import resources
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
@@ -68,7 +69,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         hits = [
             schemas.Found(
                 id=hit.id,
-                name=_name(hit.path),
+                name=_name(hit.path, index.folder),
                 score=hit.score,
                 caption=service.said(hit.caption)[0],
                 why=service.said(hit.why)[0],
@@ -160,6 +161,7 @@ def _add_page(app: FastAPI, service: Service) -> None:
         return page(request, name)
 
 
-def _name(path: Any) -> str:
-    """A file's name that JSON can carry."""
-    return str(path).encode("utf-8", "replace").decode()
+def _name(path: FilePath, folder: FilePath) -> str:
+    """A file's name in its folder, as JSON can carry it; where the folder is, is nobody's business."""
+    inside = path.relative_to(folder) if path.is_relative_to(folder) else path.name
+    return str(inside).encode("utf-8", "replace").decode()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import types
 import typing
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from opencoca.serve.engine import PictureError
+from opencoca.serve.errors import in_words
 from opencoca.serve.gate import RefusedError, invalid
 
 RAW = "raw"  # what stands among `images` for the picture that is the body
@@ -41,7 +41,7 @@ async def read(request: Request, kind: type[Fields]) -> tuple[Fields, Pictures]:
                 raise RefusedError(415, "unsupported_media_type", "give Content-Type: application/json")
             return kind.model_validate(_from_query(request, kind)), [lambda: body]
     except ValidationError as error:
-        raise invalid(_in_words(error)) from None
+        raise invalid(in_words(error.errors(include_url=False, include_context=False, include_input=False))) from None
     raise RefusedError(
         415, "unsupported_media_type", "give Content-Type: application/json, or image/... with a picture as the body"
     )
@@ -84,12 +84,3 @@ def _from_query(request: Request, kind: type[BaseModel]) -> dict[str, Any]:
 def _is_list(annotation: Any) -> bool:
     parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
     return any(typing.get_origin(part) is list for part in parts)
-
-
-def _in_words(error: ValidationError) -> str:
-    """What is wrong, and where; what was sent isn't repeated."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])[:100]
-    where = json.dumps(where)[1:-1]  # a name that somebody made up may hold anything
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where or 'the body'}: {first['msg'][:200]}{more}"

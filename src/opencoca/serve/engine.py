@@ -25,6 +25,7 @@ import torch
 from opencoca.data.pixels import open_picture, to_square
 from opencoca.data.prompts import asked
 from opencoca.errors import DataError, OpenCoCaError
+from opencoca.infer import heads
 from opencoca.infer.captioning import Caption, changed, encode_prompt, num_proposals
 from opencoca.infer.predictor import Predictor
 from opencoca.infer.zeroshot import ZeroShot
@@ -73,15 +74,24 @@ class Wording(NamedTuple):
     lead: int = 0
 
 
+class Question(NamedTuple):
+    """What a head for questions is asked."""
+
+    text: str
+
+
+Want = Labels | Wording | Question | None  # None: the embedding
+
+
 @dataclass
 class Job:
-    """One thing that is wanted of one picture, or of texts: `want` is a Labels, a Wording, or None for embeddings."""
+    """One thing that is wanted of one picture, or of texts."""
 
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future
     square: Square | None = None
     texts: Sequence[str] = ()
-    want: Labels | Wording | None = None
+    want: Want = None
     partial: Partial | None = None
 
     def abandoned(self) -> bool:
@@ -129,9 +139,7 @@ class Engine:
                 raise one
         return done  # type: ignore[return-value]
 
-    async def ask(
-        self, squares: Sequence[Square], want: Labels | Wording | None, partials: Sequence[Partial] = ()
-    ) -> list[Any]:
+    async def ask(self, squares: Sequence[Square], want: Want, partials: Sequence[Partial] = ()) -> list[Any]:
         """What is wanted of each picture, whose room `squares` has reserved."""
         loop = asyncio.get_running_loop()
         jobs = [
@@ -154,8 +162,16 @@ class Engine:
         encode_prompt(self.predictor, prompt, settings)
         return Wording(prompt, num_captions, tuple(sorted(changes.items())))
 
-    def question(self, question: str, changes: dict[str, Any]) -> Wording:
-        """The options of an answer, checked. Raises: ConfigError, DataError with the repair."""
+    @property
+    def has_answers(self) -> bool:
+        """Whether the model has a head for questions; else it goes on with a caption that is a question."""
+        return any(head.reads == "decoder" and head.pictures == 1 for head in self.predictor.model.config.heads)
+
+    def question(self, question: str, changes: dict[str, Any]) -> Wording | Question:
+        """The options of an answer, checked; see `Predictor.answer`. Raises: ConfigError, DataError with the repair."""
+        if self.has_answers and not changes:
+            heads.question_ids(self.predictor, question)
+            return Question(question)
         settings = changed(self.predictor.config.generation, changes)
         num_proposals(settings, 1, self.predictor.tokenizer.vocab_size)
         prompt = asked(question)
@@ -202,8 +218,7 @@ class Engine:
         self.batches.append(len(jobs))
         groups: dict[Hashable, list[Job]] = defaultdict(list)
         for job in jobs:
-            want = job.want._replace(prompt="", lead=0) if isinstance(job.want, Wording) else job.want
-            groups["texts" if job.square is None else want].append(job)
+            groups[_kind(job)].append(job)
         try:
             features = self._encoded([job.square for job in jobs if job.square is not None])
         except Exception as error:
@@ -232,6 +247,11 @@ class Engine:
             return joined.embed.float().cpu().numpy()
         if isinstance(want, Labels):
             return self._label_set(want).probabilities(joined).numpy()
+        if isinstance(want, Question):
+            head = heads.head_for(self.predictor, "decoder", pictures=1)
+            questions = [job.want.text for job in jobs if isinstance(job.want, Question)]
+            best = heads.answer_logits(self.predictor, head, joined.tokens, questions).argmax(dim=1)
+            return [head.labels[label] for label in best.tolist()]
         return self._captions(jobs, joined, [square.key for square in squares])
 
     def _captions(self, jobs: list[Job], features: ImageFeatures, keys: list[int]) -> list[list[Caption]]:
@@ -283,6 +303,13 @@ class Engine:
         while self._features_bytes > self.limits.features_bytes:
             self._features_bytes -= _bytes(self._features.popitem(last=False)[1])
         return features
+
+
+def _kind(job: Job) -> Hashable:
+    """What jobs that can be answered together have in common."""
+    if isinstance(job.want, Wording):
+        return job.want._replace(prompt="", lead=0)
+    return Question if isinstance(job.want, Question) else "texts" if job.square is None else job.want
 
 
 def _bytes(features: ImageFeatures) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -26,6 +29,8 @@ def refusal(error: Exception) -> RefusedError | None:
         return RefusedError(503, "busy", f"the server is busy; try again in {wait} s", (("Retry-After", str(wait)),))
     if isinstance(error, PictureError | OpenCoCaError):
         return invalid(str(error))
+    if isinstance(error, RequestValidationError):
+        return invalid(in_words(error.errors()))
     if isinstance(error, ClientDisconnect):
         return RefusedError(499, "gone", "the client went away")
     if isinstance(error, HTTPException):
@@ -44,6 +49,16 @@ def handle_errors(app: FastAPI) -> None:
         body = error_body(refused.kind, refused.message, request.scope["state"]["request_id"])
         return Response(body, refused.status, dict(refused.headers), "application/json")
 
-    kinds: list[Any] = [RefusedError, BusyError, PictureError, OpenCoCaError, ClientDisconnect, HTTPException]
+    ours: list[Any] = [RefusedError, BusyError, PictureError, OpenCoCaError]
+    kinds: list[Any] = [*ours, RequestValidationError, ClientDisconnect, HTTPException]
     for kind in kinds:
         app.add_exception_handler(kind, handler)
+
+
+def in_words(errors: Sequence[Any]) -> str:
+    """What pydantic says is wrong, and where; what was sent isn't repeated."""
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"])[:100]
+    where = json.dumps(where)[1:-1]  # a name that somebody made up may hold anything
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{where or 'the body'}: {first['msg'][:200]}{more}"

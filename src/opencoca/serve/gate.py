@@ -72,6 +72,7 @@ class Gate:
 
     def check(self, scope: Any, headers: dict[bytes, bytes]) -> None:
         """Raises: RefusedError for a request from the wrong place, by nobody we know, or larger than it may be."""
+        self._check_headers(scope)
         self._check_host(headers)
         self._check_origin(headers)
         public = scope["path"] in PUBLIC or scope["path"].startswith(STATIC)
@@ -107,6 +108,12 @@ class Gate:
         scheme, _, given = authorization.partition(b" ")
         same = hmac.compare_digest(_digest(given.strip()), self._token or b"")
         return scheme.lower() == b"bearer" and same
+
+    def _check_headers(self, scope: Any) -> None:
+        """h11 counts only headers that come in pieces: those that come at once are all there before it looks."""
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        if size + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > self._limits.header_bytes:
+            raise RefusedError(431, "too_large", f"headers may have at most {self._limits.header_bytes} bytes")
 
     def _check_host(self, headers: dict[bytes, bytes]) -> None:
         """A page of somebody else whose name leads to our address (DNS rebinding) sends that name here."""

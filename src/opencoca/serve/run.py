@@ -72,7 +72,7 @@ def make_service(settings: Settings, predictor: Predictor | None = None, index: 
     if index is None and settings.index is not None:
         from opencoca.search.index import Index
 
-        index = Index.open(settings.index, predictor)
+        index = Index.open(settings.index, predictor, model_name=settings.model or "NAME")
     service = Service(predictor, settings, model_name(settings.model), index)
     size_px = predictor.config.model.vision.image_size_px
     blank = torch.zeros(3, size_px, size_px, dtype=torch.uint8)

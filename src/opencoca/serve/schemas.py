@@ -200,13 +200,14 @@ class EmbeddingsResponse(BaseModel):
 
 
 class About(BaseModel):
-    """What the page shows: the model, and how many pictures can be searched."""
+    """What the page shows: the model, whether it was trained on questions, how many pictures can be searched."""
 
     model: str
     generator: str
     fingerprint: str
     dimensions: int
     pictures: int | None
+    answers: bool
     filtered: bool
 
 

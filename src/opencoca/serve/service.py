@@ -25,6 +25,8 @@ POLICY = Path(__file__).parent / "policy.txt"
 class Searchable(Protocol):
     """What the server needs of `opencoca.search.index.Index`."""
 
+    folder: Path
+
     def __len__(self) -> int: ...
     def search(self, query: Any, k: int) -> list[Any]: ...
     def thumbnail(self, id: int, size_px: int) -> bytes: ...
@@ -54,6 +56,7 @@ class Service:
             fingerprint=self.provenance.fingerprint,
             dimensions=self.dimensions,
             pictures=None if self.index is None else len(self.index),
+            answers=self.engine.has_answers,
             filtered=bool(self.words),
         )
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from opencoca.config import LossConfig, ModelConfig
@@ -23,7 +22,6 @@ from opencoca.model.flops import forward_flops
 from opencoca.types import Batch
 
 Tensors = Mapping[str, Tensor]
-SIGMOID_BIAS = -10.0  # SigLIP's start; a model without a bias of its own keeps it
 
 
 class Compared(NamedTuple):
@@ -126,8 +124,8 @@ class Pretraining(Task):
     def _compared(self, model: CoCa, image_BE: Tensor, text_BE: Tensor, batch: Batch) -> Compared:
         common = {"scale": model.log_scale.exp()}
         if self.config.contrastive == "sigmoid":
-            bias = getattr(model, "bias", None)
-            common["bias"] = torch.full_like(model.log_scale, SIGMOID_BIAS) if bias is None else bias
+            assert model.pair_bias is not None
+            common["bias"] = model.pair_bias
         return Compared({"image": image_BE, "text": text_BE, "labels": batch.labels}, common)
 
     def compare(self, own: Tensors, everyone: Tensors, common: Tensors, first: int) -> dict[str, Tensor]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from opencoca.model.coca import CoCa
-from opencoca.model.flops import forward_flops
 from opencoca.train.task import Outcome, Task
-from opencoca.train.tasks.targets import Targets, judged
+from opencoca.train.tasks.targets import Targets, counted, judged
 from opencoca.types import Batch
 
 
@@ -13,22 +15,41 @@ class Recognition(Task):
     """The cross-entropy of one head's labels (CoCa section 3.3); captions count for nothing.
 
     It reads the encoder and the head: freeze all else (`unread_parts`), and the encoder too for frozen features.
+
+    Args:
+        keep_bytes: where the encoder is frozen and pictures aren't changed at random, their tokens are kept in memory
+            up to so many bytes, each picture encoded once and alone, so that what a batch holds changes no value.
     """
 
-    def __init__(self, head: str, targets: Targets, smoothing: float = 0.0) -> None:
+    def __init__(self, head: str, targets: Targets, smoothing: float = 0.0, keep_bytes: int = 0) -> None:
         self.head, self.targets, self.smoothing = head, targets, smoothing
         self.weights = {"accuracy": 0.0}
+        self._keeps, self._room, self._kept = keep_bytes > 0, keep_bytes, dict[str, Tensor]()
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        return counted(self.targets, batch.keys)
 
     def forward(self, model: CoCa, batch: Batch) -> Outcome:
-        logits_BL = model.tasks[self.head](model.encoder(batch.pixels, batch.patch_noise))
+        if self._keeps:
+            pairs = zip(batch.keys, batch.pixels, strict=True)
+            tokens_BPD = torch.cat([self._alone(model, key, pixels_CHW) for key, pixels_CHW in pairs])
+        else:
+            tokens_BPD = model.encoder(batch.pixels, batch.patch_noise)
+        logits_BL = model.tasks[self.head](tokens_BPD)
         shares_BL = self.targets.rows(batch.keys, logits_BL.device)
         return Outcome(judged(logits_BL, shares_BL, self.smoothing))
 
-
-def encoder_flops(model: CoCa, batch: Batch) -> int:
-    """Operations of the encoder's forward pass over a batch's pictures."""
-    count, channels, size_px, _ = batch.pixels.shape
-    return forward_flops(model.config, count * channels // 3, 2, size_px).encoder
+    @torch.no_grad()
+    def _alone(self, model: CoCa, key: str, pixels_CHW: Tensor) -> Tensor:
+        """Tokens [1,P,D] of one picture, kept while there is room."""
+        kept = self._kept.get(key)
+        if kept is None:
+            kept = model.encoder(pixels_CHW[None])
+            size = kept.numel() * kept.element_size()
+            if size <= self._room:
+                self._room -= size
+                self._kept[key] = kept
+        return kept
 
 
 def unread_parts(model: CoCa) -> tuple[str, ...]:

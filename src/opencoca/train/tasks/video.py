@@ -12,6 +12,9 @@ from opencoca.train.tasks.targets import Targets, judged
 from opencoca.types import Batch
 
 
+KEPT_BYTES = 1 << 30
+
+
 class VideoRecognition(Task):
     """The cross-entropy of one head's labels over a clip's space-time tokens (CoCa section 3.3); captions don't count.
 
@@ -19,39 +22,37 @@ class VideoRecognition(Task):
     all else (`unread_parts`), and the encoder too for frozen features.
 
     Args:
-        keep_bytes: where the encoder is frozen and pictures aren't changed at random, tokens of clips are kept in
-            memory up to so many bytes, each clip encoded once and alone, so that what a batch holds changes no value.
+        kept: where the encoder is frozen and pictures aren't changed at random, tokens [1,F,P,D] of clips by key, which
+            fills up to `KEPT_BYTES`. A clip is then encoded once, and alone, so that its batch changes no value.
     """
 
-    def __init__(self, head: str, targets: Targets, smoothing: float = 0.0, keep_bytes: int = 0) -> None:
-        self.head, self.targets, self.smoothing = head, targets, smoothing
+    def __init__(
+        self, head: str, targets: Targets, smoothing: float = 0.0, kept: dict[str, Tensor] | None = None
+    ) -> None:
+        self.head, self.targets, self.smoothing, self.kept = head, targets, smoothing, kept
         self.weights = {"accuracy": 0.0}
-        self._room, self._kept = keep_bytes, dict[str, Tensor]()
-        self._keeps = keep_bytes > 0
 
     def forward(self, model: CoCa, batch: Batch) -> Outcome:
         pixels_BFCHW = as_frames(batch.pixels)
-        tokens_BFPD = (
-            torch.cat([self._alone(model, key, clip_FCHW) for key, clip_FCHW in zip(batch.keys, pixels_BFCHW, strict=True)])
-            if self._keeps
-            else frame_tokens(model, pixels_BFCHW, batch.patch_noise)
-        )
+        if self.kept is None:
+            tokens_BFPD = frame_tokens(model, pixels_BFCHW, batch.patch_noise)
+        else:
+            clips = zip(batch.keys, pixels_BFCHW, strict=True)
+            tokens_BFPD = torch.cat([_alone(model, key, pixels_FCHW, self.kept) for key, pixels_FCHW in clips])
         logits_BL = model.tasks[self.head](space_time(model, tokens_BFPD))
         shares_BL = self.targets.rows(batch.keys, logits_BL.device)
         return Outcome(judged(logits_BL, shares_BL, self.smoothing))
 
-    @torch.no_grad()
-    def _alone(self, model: CoCa, key: str, clip_FCHW: Tensor) -> Tensor:
-        """Tokens [1,F,P,D] of one clip, kept while there is room."""
-        kept = self._kept.get(key)
-        if kept is not None:
-            return kept
-        tokens_1FPD = frame_tokens(model, clip_FCHW[None])
-        size = tokens_1FPD.numel() * tokens_1FPD.element_size()
-        if size <= self._room:
-            self._room -= size
-            self._kept[key] = tokens_1FPD
-        return tokens_1FPD
+
+@torch.no_grad()
+def _alone(model: CoCa, key: str, pixels_FCHW: Tensor, kept: dict[str, Tensor]) -> Tensor:
+    """Tokens [1,F,P,D] of one clip, kept while there is room."""
+    if key in kept:
+        return kept[key]
+    tokens_1FPD = frame_tokens(model, pixels_FCHW[None])
+    if (len(kept) + 1) * tokens_1FPD.numel() * tokens_1FPD.element_size() <= KEPT_BYTES:
+        kept[key] = tokens_1FPD
+    return tokens_1FPD
 
 
 def unread_parts(model: CoCa) -> tuple[str, ...]:

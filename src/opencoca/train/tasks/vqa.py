@@ -11,7 +11,7 @@ from torch import Tensor
 from opencoca.losses import linear_captioning_loss
 from opencoca.model.coca import CoCa
 from opencoca.train.task import Outcome, Task
-from opencoca.train.tasks.targets import Targets, judged
+from opencoca.train.tasks.targets import Targets, counted, judged
 from opencoca.types import Batch
 
 Words = Literal["none", "answer", "all"]
@@ -47,7 +47,8 @@ class QuestionAnswering(Task):
         self.weights = {"accuracy": 0.0, "words": words_weight}
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {} if self.words == "none" else {"words": int(self._predicting(batch).sum())}
+        counts = {} if self.targets is None else counted(self.targets, batch.keys)
+        return counts if self.words == "none" else counts | {"words": int(self._predicting(batch).sum())}
 
     def forward(self, model: CoCa, batch: Batch) -> Outcome:
         pixels_XCHW = batch.pixels.unflatten(1, (-1, 3)).flatten(0, 1)  # a sample's pictures, one behind the other
