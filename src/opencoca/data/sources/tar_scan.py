@@ -52,8 +52,9 @@ def reading(location: str) -> Iterator[tuple[Read, int]]:
 def scan(read: Read, length: int, name: str, on_damage: str = "stop") -> Scanned:
     """The samples of a tar by its members' names: what stands before the first dot is the key.
 
-    Members of one key may lie anywhere in the tar. Of a key whose picture or caption comes twice, the first members
-    that lie together and make a sample are taken; where none do, no pair is certain, and it is left out. Both are told.
+    Members of one key may lie anywhere in the tar. Where a picture or caption of a key comes twice, and all of the key's
+    members lie together in whole samples, the first of these is taken; where one strays, no pair is certain, and all
+    are left out. Both are told.
 
     Raises: DataError where the tar is damaged; with on_damage="count" that is noted, and read on from the next header.
     """
@@ -78,7 +79,8 @@ def scan(read: Read, length: int, name: str, on_damage: str = "stop") -> Scanned
     for key, entries in groups.items():
         fields = {entry.field: entry.place for entry in entries}
         if len(fields) < len(entries):
-            fields = next((run for run in map(_whole, _runs(entries)) if run), None)
+            wholes = [_whole(run) for run in _runs(entries)]
+            fields = wholes[0] if all(wholes) else None
             what = "the first that lie together are taken" if fields else "no pair is certain"
             found.skipped.append((key, f"its picture or caption comes twice; {what}"))
         reason = _unfit(fields) if fields else None
