@@ -232,6 +232,9 @@ def killed_in_saves(context: Any, work: Path, most: int) -> Row:
                 shutil.rmtree(run)
                 save_step(run, 1, in_parts)
                 code = _finish(context.Process(target=save_and_die, args=(run, in_parts, at, after, None)))
+                if code == 0:  # this save touched the disk less often than the one that was counted: no kill, no trial
+                    outcome["not_reached"] += 1
+                    continue
                 outcome["trials"] += 1
                 try:
                     seen = value_of(run)
@@ -241,7 +244,7 @@ def killed_in_saves(context: Any, work: Path, most: int) -> Row:
                     outcome["passes"] += good
                 except (CheckpointError, ValueError):
                     outcome["lost"] += 1
-    return {**_counts(outcome), "places": points, "lost": outcome["lost"]}
+    return {**_counts(outcome), "places": points, "lost": outcome["lost"], "not_reached": outcome["not_reached"]}
 
 
 def full_disk(work: Path, trials: int) -> Row:
