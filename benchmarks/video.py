@@ -7,7 +7,8 @@ The clips are generated: OpenMoji drawings that move over white (data/sprite_cli
 that of the shipped `drawings` model, frozen, which never saw this style. Each clip is encoded once.
 
 decisive: one of 16 frames shows the class, the others something else. motion: to the left or to the right; each clip
-is also there backwards. retrieval: clips of drawings whose concepts the model was never trained on, by their names.
+is also there backwards. retrieval: clips by the names of what they show, concepts that the model knows in
+other styles.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from common import write_result
 from torch import Tensor
 
 from opencoca import loading
-from opencoca.data import openmoji, sprite_clips
+from opencoca.data import emoji_styles, sprite_clips
 from opencoca.data.clips import ClipSource, Table, read_table
 from opencoca.data.loader import PairLoader
 from opencoca.eval.video import VideoRetrieval, linear_accuracy
@@ -52,12 +53,12 @@ def main() -> None:
     opened = loading.open_model(chosen.model)
     result: dict[str, Any] = {"model": chosen.model, "frames": sprite_clips.FRAMES, "clips": "generated"}
     with tempfile.TemporaryDirectory() as folder:
-        result["retrieval"] = retrieval(loading.load(chosen.model), Path(folder, "named"), chosen.clips)
-        write_result("video", result)
         for kind, counts in (("motion", chosen.motion), ("decisive", chosen.decisive)):
             result[kind] = recognition(opened, kind, counts, chosen.steps, chosen.seeds, Path(folder, kind))
             print(kind, result[kind], flush=True)
             write_result("video", result)
+        result["retrieval"] = retrieval(loading.load(chosen.model), Path(folder, "named"), chosen.clips)
+        write_result("video", result)
 
 
 def recognition(
@@ -125,11 +126,9 @@ def _mean(predictor: Predictor, tokens: dict[str, Tensor]) -> Tensor:
 
 
 def retrieval(predictor: Predictor, folder: Path, count: int) -> dict[str, Any]:
-    """R@k both ways of clips by the names of what they show, by the mean of the frames and by the pretrained poolers."""
-    rows = [row for row in openmoji.load_table() if row.split == "test_concepts"] or [
-        row for row in openmoji.load_table() if row.split not in ("train", "val")
-    ]
-    rows = list({row.caption: row for row in rows}.values())[:count]
+    """R@k both ways of clips by the names of what they show: mean of the frames, and the pretrained poolers."""
+    seen = list({row.caption: row for row in emoji_styles.test_rows()["test_seen"]}.values())
+    rows = [seen[i * len(seen) // count] for i in range(count)]
     result: dict[str, Any] = {"clips": len(rows)}
     for name, shown in (("drawing in all frames", sprite_clips.FRAMES), ("drawing in one frame of 16", 1)):
         clips = [sprite_clips.named(row.id, row.caption, shown) for row in rows]

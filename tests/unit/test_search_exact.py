@@ -48,10 +48,10 @@ def test_the_rough_score_is_as_near_as_it_says():
     sketch = exact.sketch_of(rows)
     for seed in range(20):
         query = unit(1, 64, seed)[0]
-        [(_, scores, error)] = exact._sketched(sketch, query)
+        [(_, scores, error, worst)] = exact._sketched(sketch, query)
         off = (scores - rows.double() @ query.double()).abs()
         assert (off <= error).all()
-        assert error.max() < 0.03  # and it says something
+        assert error.max() <= worst < 0.03  # and it says something
 
 
 def test_no_rows_and_a_zero_row():

@@ -213,6 +213,23 @@ def test_micro_batches_change_no_sum() -> None:
         assert sum(piece[name].item() for piece in pieces) == pytest.approx(value.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_a_picture_of_several_questions_is_encoded_once(monkeypatch, pictures: int) -> None:
+    heads = (HeadConfig("vqa", ("no", "yes"), "decoder", pictures),)
+    model, batch = build(dataclasses.replace(configured().model, heads=heads)), question_batch(pictures=pictures)
+    labels = batch.labels.clone()
+    labels[:, 1] = torch.tensor([7, 3, 7, 7, 1, 3, 7, 1])
+    rows = torch.tensor([0, 1, 0, 0, 4, 1, 0, 4])
+    shared = batch._replace(pixels=batch.pixels[rows], labels=labels)
+    apart = shared._replace(labels=torch.arange(16).view(8, 2))
+    sizes, encode = [], model.encode_image
+    monkeypatch.setattr(model, "encode_image", lambda pixels, noise: sizes.append(len(pixels)) or encode(pixels, noise))
+    task = QuestionAnswering(prompts_of(batch), "vqa", targets_of(batch))
+    losses = [task.loss(model, one).total.item() for one in (shared, apart, batch._replace(labels=labels))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert sizes == [3 * pictures, 8 * pictures, 8 * pictures], "pictures that differ aren't shared"
+
+
 def test_statements_about_two_pictures_read_both() -> None:
     config = configured()
     heads = (HeadConfig("pair", ("false", "true"), "decoder", pictures=2),)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.support import tiny_tokenizer
 
 from opencoca import recipes
 from opencoca.config import PixelConfig
@@ -19,7 +20,6 @@ from opencoca.infer.predictor import Predictor
 from opencoca.infer.video import caption_videos, embed_videos, encode_videos
 from opencoca.model.init import build
 from opencoca.model.video import encode_video, time_positions
-from tests.support import tiny_tokenizer
 
 
 def grey_clip(count: int, side: int = 32) -> np.ndarray:

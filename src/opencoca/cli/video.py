@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Clips = Annotated[tuple[Path, ...], Positional, arg(metavar="CLIP...", help_behavior_hint="")]
 
 
-
 @dataclass(frozen=True)
 class Args:
     """Describe, embed and recognise clips with a model of pictures, or teach it their labels.
@@ -78,7 +77,7 @@ def run(args: Args) -> int:
         raise DataError(f"{args.output.output} holds arrays; give --output words.csv, or coca video embed")
     found = _found(args.clips)
     predictor = load(args.model)
-    options = {"action": args.action, "frames": args.frames, "pooled": args.pooled}
+    options = {"action": args.action, "frames": args.frames, "pooled": args.pooled, "of": "paths", "dtype": "float32"}
 
     def about() -> dict[str, Any]:
         return {"command": "video", "model": predictor.fingerprint(), "options": options}
@@ -128,7 +127,9 @@ def _found(names: tuple[Path, ...]) -> Any:
     paths: dict[Path, None] = {}
     skipped: list[Skipped] = []
     for name in names:
-        inside = sorted((p for p in name.rglob("*") if is_video(p)), key=lambda p: natural(str(p))) if name.is_dir() else []
+        inside = (
+            sorted((p for p in name.rglob("*") if is_video(p)), key=lambda p: natural(str(p))) if name.is_dir() else []
+        )
         paths |= dict.fromkeys(inside or [name])
     return Found(list(paths), skipped)
 

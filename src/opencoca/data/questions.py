@@ -77,7 +77,13 @@ class QuestionSource:
         question = self.questions[i]
         first, *others = (storage.read_file(storage.joined(self.root, path)) for path in question.pictures)
         texts = [f"{question.prompt} {answer}" for answer in question.answers]
-        attributes = {"question": question.text, "answers": list(question.answers), "picture": question.pictures[0]}
+        picture = question.pictures[0]
+        attributes = {
+            "question": question.text,
+            "answers": list(question.answers),
+            "picture": picture,
+            "concept": picture,  # what `data.clump_size` goes by
+        }
         return Sample(question.key, first, texts[0], attributes, tuple(texts[1:]), tuple(others))
 
     def chosen(self, rows: Iterable[int]) -> QuestionSource:

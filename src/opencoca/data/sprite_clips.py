@@ -35,7 +35,16 @@ CLASSES = {
 }
 OTHERS = (
     *("1F404", "1F416", "1F407", "1F401", "1F43B", "1F414", "1F40C", "1F433"),  # cow ... whale
-    *("1F34E", "1F34C", "1F370", "2615", "1F697", "1F6B2", "23F0", "1F511"),  # apple banana cake cup car bicycle clock key
+    *(
+        "1F34E",
+        "1F34C",
+        "1F370",
+        "2615",
+        "1F697",
+        "1F6B2",
+        "23F0",
+        "1F511",
+    ),  # apple banana cake cup car bicycle clock key
     *("1F4F7", "1F3B8", "1F451", "2602", "1F3E0", "1F383", "26BD", "1F4A1"),  # camera ... light bulb
 )
 

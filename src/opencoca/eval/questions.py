@@ -17,7 +17,6 @@ from opencoca.data.questions import Question, QuestionSource, open_questions
 from opencoca.errors import DataError
 from opencoca.eval.results import EvaluationResult, skipped_facts
 from opencoca.eval.vqa import normalise_answer, vqa_accuracy
-from opencoca.infer.captioning import encode_prompt
 from opencoca.infer.heads import answer_logits, head_for, question_ids
 from opencoca.infer.likelihood import likelihoods
 from opencoca.infer.predictor import Predictor
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     from opencoca.eval.registry import Data, Options
 
 How = Literal["classify", "generate", "choose"]
+SPARE = 2  # tokens that an answer in words takes at least: one, and the end
+LONGEST = 16  # tokens of an answer in the model's own words
 PICTURES = 64  # encoded at a time; their questions are answered together
 
 
@@ -119,7 +120,7 @@ def answer_all(
         fitting = []
         for row, question in enumerate(questions):
             try:
-                question_ids(predictor, question.text)
+                question_ids(predictor, question.text, spare=0 if how == "classify" else SPARE)
                 fitting.append(row)
             except DataError as error:
                 skipped.append((question.key, str(error)))
@@ -203,10 +204,10 @@ def _answers(
     if len(questions[0].pictures) > 1:
         raise DataError("the decoder's own words are about one picture; questions about several take a head")
     if how == "generate":
-        settings = predictor.config.generation
         prompts = [asked(question.text) for question in questions]
-        lead = [len(encode_prompt(predictor, prompt, settings)) for prompt in prompts]
-        captions = predictor.caption_features(features, prompt=prompts, beams=1)
+        lead = [len(predictor.tokenizer.encode(prompt)) for prompt in prompts]
+        most = min(max(lead) + LONGEST, predictor.model.config.text.context_length - 2)
+        captions = predictor.caption_features(features, prompt=prompts, beams=1, max_tokens=most)
         return [predictor.tokenizer.decode(one[0].ids[n:]).strip() for one, n in zip(captions, lead, strict=True)]
     return [_likeliest(predictor, q, features.tokens[i : i + 1], choices) for i, q in enumerate(questions)]
 

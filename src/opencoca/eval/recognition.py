@@ -7,9 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from opencoca.data.sample import Sample
 from opencoca.data.sources.protocol import Source
 from opencoca.errors import DataError
 from opencoca.eval.classification import figures_of
+from opencoca.eval.labelled import Labelled, open_labelled
+from opencoca.eval.registry import Data, Options
 from opencoca.eval.results import EvaluationResult, skipped_facts
 from opencoca.infer.heads import head_for, label_logits
 from opencoca.infer.predictor import Predictor
@@ -82,3 +85,23 @@ class Numbered(bytes):
         made = super().__new__(cls, picture)
         made.row = row
         return made
+
+
+def make(name: str, data: Data, options: Options) -> RecognitionEvaluation:
+    """The evaluation of labelled pictures at `--data DATASET=PATH`, by the model's own head."""
+    pictures = open_labelled(data[name.partition("/")[0]].path).spread(options.limit)
+    return RecognitionEvaluation(name, _Labelled(pictures), [pictures.names[truth][0] for truth in pictures.truths])
+
+
+class _Labelled:
+    """Labelled pictures as a source."""
+
+    def __init__(self, pictures: Labelled) -> None:
+        self._pictures, self.keys, self.skipped = pictures, pictures.ids, pictures.skipped
+        self.fingerprint, self.shards = pictures.digest, [range(len(pictures))]
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, i: int, /) -> Sample:
+        return self._pictures.read(i)

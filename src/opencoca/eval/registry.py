@@ -81,7 +81,19 @@ EVALUATIONS: dict[str, Entry] = {
     "flickr30k/retrieval": Entry(("paper",), ("flickr30k",), _RETRIEVAL, _KARPATHY),
     "coco/captions": Entry(("paper",), ("coco",), _CAPTIONS, _KARPATHY),
     "nocaps/captions": Entry(("paper",), ("nocaps",), _CAPTIONS, "NoCaps' json, with its pictures beside it"),
-    "clips/retrieval": Entry(("paper",), ("clips",), "opencoca.eval.video:make", "a CSV with label (or caption) and path"),
+    "labels/recognition": Entry(
+        ("paper",),
+        ("labels",),
+        "opencoca.eval.recognition:make",
+        "a folder per label, and a model that was taught them",
+    ),
+    "questions/vqa": Entry(
+        ("paper",),
+        ("questions",),
+        "opencoca.eval.questions:make",
+        "a table of questions, and a model with a head for them",
+    ),
+    "clips/retrieval": Entry(("paper",), ("clips",), "opencoca.eval.video:make", "a CSV with label and path"),
 }
 
 # The means that the paper reports, over evaluations which must all be there: name -> evaluations.

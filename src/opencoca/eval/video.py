@@ -41,7 +41,8 @@ class VideoRetrieval:
         template: str = "{}",
     ) -> None:
         self.name, self.clips, self.skipped = name, list(clips), list(skipped)
-        self.frames, self.how, self.template = frames, how, template
+        self.frames, self.template = frames, template
+        self.how: How = how
         rows = "\n".join(f"{clip.key}\t{clip.caption or clip.label}" for clip in self.clips)
         self.digest = hashlib.sha256(rows.encode()).hexdigest()
         self.key = f"{self.digest} {frames} {how} {template}"
@@ -65,7 +66,9 @@ class VideoRetrieval:
         text_embeds = predictor.embed_texts([self.template.replace("{}", text) for text in texts])
         # a clip has one text, a text may have several clips: texts stand where `ranks_both_ways` has pictures
         t2v, v2t = ranks_both_ways(text_embeds, torch.stack(embeds), torch.tensor(of_clip))
-        figures = {f"{way}_recall@{k}": _share(ranks, k) for way, ranks in (("t2v", t2v), ("v2t", v2t)) for k in (1, 5, 10)}
+        figures = {
+            f"{way}_recall@{k}": _share(ranks, k) for way, ranks in (("t2v", t2v), ("v2t", v2t)) for k in (1, 5, 10)
+        }
         return EvaluationResult(
             name=self.name,
             figures=figures,
@@ -99,7 +102,7 @@ def make(name: str, data: Data, options: Options) -> VideoRetrieval:
 def linear_accuracy(
     train: tuple[Tensor, Tensor], val: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
 ) -> tuple[float, float]:
-    """The accuracy on `test` of a linear classifier of (features [B,E], labels [B]), and the L2 penalty chosen on val."""
+    """Test accuracy of a linear classifier of (features [B,E], labels [B]), and its L2 penalty, chosen on val."""
     mean, std = train[0].mean(dim=0), train[0].std(dim=0).clamp(min=1e-6)
     best = (-1.0, 0.0, 0.0)
     for penalty in PENALTIES:

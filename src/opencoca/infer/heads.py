@@ -61,15 +61,15 @@ def answer_logits(predictor: Predictor, head: HeadConfig, tokens: Tensor, questi
     return predictor.model.tasks[head.name](predictor.model.decode_ids(tokens, padded_XT), keep_XT).float().cpu()
 
 
-def question_ids(predictor: Predictor, question: str) -> list[int]:
+def question_ids(predictor: Predictor, question: str, spare: int = 0) -> list[int]:
     """start and the tokens of a question as the model reads it.
 
-    Raises: DataError for an empty question, or one that the context has no room for.
+    Raises: DataError for an empty question, or one that the context has no room for, with `spare` tokens behind it.
     """
     if not isinstance(question, str) or not question.strip():
         raise DataError(f"a question must be a text that isn't empty, got {question!r}")
     ids = [predictor.tokenizer.special.start, *predictor.tokenizer.encode(asked(question))]
-    room = predictor.model.config.text.context_length
+    room = predictor.model.config.text.context_length - spare
     if len(ids) > room:
         raise DataError(f"question {question[:40]!r} has {len(ids)} tokens and {room} fit; shorten it")
     return ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from opencoca.types import ImageFeatures
 
 Video = str | Path | Clip | np.ndarray
 How = Literal["mean", "pooled"]
-OnBad = Callable[[Video, DataError], None]
+OnBad = Callable[[Any, DataError], None]
 
 
 class Encoded(NamedTuple):

@@ -70,6 +70,9 @@ def to_open_clip(model: CoCa) -> tuple[dict[str, Any], dict[str, Tensor]]:
             "this model isn't of OpenCLIP's layout (cls_place at_end, cross_attention after, pooler shared), which "
             "can't hold it; keep the model folder, or train with recipe open_clip.vit_b_32"
         )
+    if config.heads:
+        names = ", ".join(head.name for head in config.heads)
+        raise ConfigError(f"OpenCLIP's CoCa has no heads for tasks ({names}); keep the model folder")
     if config.pair_bias:
         raise ConfigError("OpenCLIP's CoCa has no bias of the sigmoid loss (pair_bias); keep the model folder")
     if config.vision.registers or config.vision.qk_norm or config.text.qk_norm:

@@ -114,7 +114,7 @@ class MultimodalDecoder(nn.Module):
     def forward(self, text_BTD: Tensor, picture_BQD: Tensor) -> Tensor:
         """Decodes unimodal token outputs [B,T,D] against picture tokens [B,Q,D] into [B,T,D], normed for the head.
 
-        Each layer makes its own keys and values of the picture, so that none outlives it where a layer is computed again.
+        Each layer makes its own keys and values of the picture, so that none outlives it where layers are recomputed.
         """
         return self.step(text_BTD, [picture_BQD] * len(self.blocks), [None] * len(self.blocks))
 

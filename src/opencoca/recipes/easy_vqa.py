@@ -25,7 +25,9 @@ def easy_vqa() -> Config:
     return Config(
         recipe="easy_vqa",
         model=ModelConfig(
-            vision=VisionConfig(image_size_px=64, patch_size_px=8, width=64, depth=2, num_heads=2, mlp_width=128),
+            vision=VisionConfig(
+                image_size_px=64, patch_size_px=8, width=64, depth=2, num_heads=2, mlp_width=128, max_patches=20
+            ),
             text=TextConfig(
                 vocab_size=330,
                 context_length=32,
@@ -38,10 +40,10 @@ def easy_vqa() -> Config:
             pooler=PoolerConfig(num_queries=8),
         ),
         optim=OptimConfig(
-            steps=1200, peak_lr=3e-3, warmup_steps=50, schedule="cosine", weight_decay=0.05, ema_decay=0.99
+            steps=2600, peak_lr=3e-3, warmup_steps=100, schedule="cosine", weight_decay=0.05, ema_decay=0.995
         ),
-        data=DataConfig(folder="data/easy-vqa", batch_size=96),
+        data=DataConfig(folder="data/easy-vqa", batch_size=192, clump_size=4),
         loss=LossConfig(contrastive_weight=0.0, captioning_weight=0.5),
         generation=GenerationConfig(beams=1),
-        run=RunConfig(log_every_steps=50, eval_every_steps=300, checkpoint_every_steps=300, tensorboard=False),
+        run=RunConfig(log_every_steps=50, eval_every_steps=200, checkpoint_every_steps=200, tensorboard=False),
     )

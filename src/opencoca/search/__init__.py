@@ -21,5 +21,6 @@ unrelated words find in the same index.
 Behind `Index` stands a `Backend` (`backend.py`): a folder of memory-mapped files (`store.py`), or any other store of
 embeddings that has its four methods.
 
-Importing `search`, `search.client`, `search.filters`, `search.files` or `search.query` imports no torch.
+Importing `search`, `search.answers`, `search.client`, `search.filters`, `search.files`, `search.places` or
+`search.query` imports no torch.
 """

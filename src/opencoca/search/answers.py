@@ -79,7 +79,7 @@ class Answer:
 
 
 def answer(index: Index, request: Request, total: int, bad: list[tuple[str, str]]) -> Answer:
-    """What the index says to a request.
+    """What the index says to a request; `total` and `bad` are what was seen in the folder besides.
 
     Raises: DataError for a picture of the query that can't be read.
     """
@@ -90,4 +90,4 @@ def answer(index: Index, request: Request, total: int, bad: list[tuple[str, str]
         Found(hit.id, os.fspath(hit.path.relative_to(index.folder)), hit.score, hit.caption, hit.why, hit.good)
         for hit in hits
     ]
-    return Answer(found, query.level, len(index), max(total, len(index)), bad)
+    return Answer(found, query.level, len(index), max(total, index.total), bad)

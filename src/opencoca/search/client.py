@@ -86,6 +86,7 @@ def start(folder: Path, index: Path, model: str | None, idle_minutes: float) -> 
     while time.monotonic() < deadline:
         with contextlib.suppress(DataError):
             if ask(index, model, {"ping": True}) is not None:
+                process.returncode = 0  # it outlives us on purpose; without this Python would warn of that
                 return
         if process.poll() is not None and not file.exists():
             break

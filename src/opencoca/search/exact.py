@@ -18,18 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 65_536  # rows that are looked at before the bar is raised
+BLOCK = 32_768  # rows looked at before the bar is raised; torch runs what follows a product of so few in one thread
+COLUMNS = 4  # of the rough product, two of them used: the integer units take 4 as quickly as 1
 TILE = 4096  # rows that are turned to float32 at once
 SKETCHED = 4096  # fewer rows are quicker without a sketch
+LEAST = -3.0  # below every score of unit-norm rows and queries, and above what marks a row as ruled out
 SLACK = 1e-5  # more than what float32 rounds away, and what float16 rounds unit vectors by
 
 
 class Sketch(NamedTuple):
-    """Rows as scale x int8: int8 [I,E], scale float32 [I], and the length of what that leaves out, float32 [I]."""
+    """Rows as scale x int8: int8 [I,E], scale float32 [I]; the length of what that leaves out, float32 [I], and the
+    largest such length."""
 
     values: Tensor
     scale: Tensor
     error: Tensor
+    worst: float
 
 
 class Rows(NamedTuple):
@@ -48,43 +52,46 @@ def nearest(parts: Sequence[Rows], query: np.ndarray, k: int, keep: np.ndarray |
     """
     query_E = torch.from_numpy(np.array(query, dtype=np.float32))
     keep_I = None if keep is None else torch.from_numpy(np.ascontiguousarray(keep))
-    bar = torch.full((0,), -torch.inf)
+    bar = torch.empty(0)  # the k best lower bounds so far: a row whose upper bound is below the last is out
     rows: list[Tensor] = []
     uppers: list[Tensor] = []
-    exact: list[tuple[Tensor, int]] = []
     first = 0
-    for vectors, sketch in parts:
-        looks = _sketched(sketch, query_E) if sketch else _tiled(vectors, query_E)
-        for start, scores, error in looks:
+    for part in parts:
+        looks = _sketched(part.sketch, query_E) if part.sketch else _tiled(part.vectors, query_E)
+        for start, scores, error, worst in looks:
             if keep_I is not None:
-                scores = scores.masked_fill(~keep_I[first + start : first + start + len(scores)], -torch.inf)
-            lower = scores - error
-            least = bar[-1] if len(bar) == k else torch.tensor(-torch.inf)
-            better = lower[lower > least] if len(bar) == k else lower
-            if len(better):
-                bar = torch.cat((bar, better)).topk(min(k, len(bar) + len(better))).values
-                least = bar[-1] if len(bar) == k else least
-            upper = scores + error
-            found = ((upper >= least) & (upper > -torch.inf)).nonzero()[:, 0]
-            rows.append(found + (first + start))
-            uppers.append(upper[found])
-        exact.append((vectors, first))
-        first += len(vectors)
+                scores.masked_fill_(~keep_I[first + start : first + start + len(scores)], -torch.inf)
+            least = float(bar[-1]) if len(bar) == k else -torch.inf
+            found = (scores >= max(least - worst, LEAST)).nonzero()[:, 0]
+            lower, upper = scores[found] - error[found], scores[found] + error[found]
+            bar = torch.cat((bar, lower[lower > least])).sort(descending=True).values[:k]
+            rows.append(found[upper >= least] + (first + start))
+            uppers.append(upper[upper >= least])
+        first += len(part.vectors)
     if not rows:
         return np.empty(0, np.int64), np.empty(0, np.float32)
     candidates, upper = torch.cat(rows), torch.cat(uppers)
     if len(bar) == k:
         candidates = candidates[upper >= bar[-1]]
-    scores = torch.cat([_rescored(vectors, query_E, candidates, start) for vectors, start in exact])
-    order = np.lexsort((candidates.numpy(), -scores.numpy()))[:k]
-    return candidates.numpy()[order], scores.numpy()[order]
+    return _best(parts, query_E, candidates, k)
 
 
-def scores_of_all(parts: Sequence[Rows], query: np.ndarray) -> np.ndarray:
-    """Scores float32 [I] of all rows, for uses that need every one."""
-    query_E = torch.from_numpy(np.array(query, dtype=np.float32))
-    scores = [scores for vectors, _ in parts for _, scores, _ in _tiled(vectors, query_E)]
-    return torch.cat(scores).numpy() if scores else np.empty(0, np.float32)
+def rescored(parts: Sequence[Rows], query: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`nearest` among these rows (ascending) alone."""
+    query_E, candidates = torch.from_numpy(np.array(query, dtype=np.float32)), torch.from_numpy(rows)
+    return _best(parts, query_E, candidates, k)
+
+
+def behind(parts: Sequence[Rows], first: int) -> list[Rows]:
+    """The rows from number `first` on."""
+    found = []
+    for vectors, sketch in parts:
+        if first < len(vectors):
+            cut = slice(first, None)
+            some = sketch and Sketch(sketch.values[cut], sketch.scale[cut], sketch.error[cut], sketch.worst)
+            found.append(Rows(vectors[cut], some))
+        first = max(first - len(vectors), 0)
+    return found
 
 
 def sketch_of(vectors: Tensor) -> Sketch:
@@ -98,7 +105,7 @@ def sketch_of(vectors: Tensor) -> Sketch:
         values[start : start + TILE] = whole.to(torch.int8)
         scale[start : start + TILE] = scales
         error[start : start + TILE] = (rows - whole * scales[:, None]).norm(dim=1)
-    return Sketch(values, scale, error)
+    return Sketch(values, scale, error, float(error.max()) if len(error) else 0.0)
 
 
 def sketch_bytes(sketch: Sketch) -> Iterator[memoryview]:
@@ -118,11 +125,12 @@ def map_sketch(file: Path, rows: int, width: int) -> Sketch:
     """The sketch of a file, read when it is used."""
     content = np.memmap(file, np.uint8, "c")
     scale, error = (torch.from_numpy(content[4 * rows * i : 4 * rows * (i + 1)].view(np.float32)) for i in range(2))
-    return Sketch(torch.from_numpy(content[8 * rows :].view(np.int8).reshape(rows, width)), scale, error)
+    values = torch.from_numpy(content[8 * rows :].view(np.int8).reshape(rows, width))
+    return Sketch(values, scale, error, float(error.max()))
 
 
-def _sketched(sketch: Sketch, query_E: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """First row, rough scores [R] and how far they may be off [R], of one block after the other.
+def _sketched(sketch: Sketch, query_E: Tensor) -> Iterator[tuple[int, Tensor, Tensor, float]]:
+    """First row, rough scores [R], how far they may be off [R], and at most, of one block after the other.
 
     The query is the sum of two int8 vectors, one 254 times finer than the other, so that its own rounding is no matter.
     """
@@ -133,25 +141,34 @@ def _sketched(sketch: Sketch, query_E: Tensor) -> Iterator[tuple[int, Tensor, Te
     fine = coarse / 254
     second_E = (rest_E / fine).round().clamp(-127, 127)
     left = float((rest_E - second_E * fine).norm())
-    columns = torch.zeros(len(query_E), 8, dtype=torch.int8)  # the integer units take 8 columns as quickly as 1
+    columns = torch.zeros(len(query_E), COLUMNS, dtype=torch.int8)
     columns[:, 0], columns[:, 1] = first_E.to(torch.int8), second_E.to(torch.int8)
+    times, plus, slack = length + left, left + SLACK * length, SLACK * length
     for start in range(0, len(sketch.values), BLOCK):
         part = slice(start, start + BLOCK)
         products = torch._int_mm(sketch.values[part], columns)  # pyright: ignore[reportPrivateImportUsage]
         scores = products[:, 0].float().mul_(coarse).add_(products[:, 1].float(), alpha=fine).mul_(sketch.scale[part])
-        error = sketch.error[part] * (length + left) + (left + SLACK * length)
-        yield start, scores, error
+        yield start, scores, sketch.error[part] * times + plus, sketch.worst * times + plus + slack
 
 
-def _tiled(vectors: Tensor, query_E: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    error = torch.tensor(SLACK * float(query_E.norm()))
+def _tiled(vectors: Tensor, query_E: Tensor) -> Iterator[tuple[int, Tensor, Tensor, float]]:
+    worst = SLACK * float(query_E.norm())
     for start in range(0, len(vectors), BLOCK):
         block = vectors[start : start + BLOCK]
         scores = torch.empty(len(block))
         for i in range(0, len(block), TILE):
-            rows = block[i : i + TILE]
-            torch.mv(rows.float(), query_E, out=scores[i : i + TILE])
-        yield start, scores, error
+            torch.mv(block[i : i + TILE].float(), query_E, out=scores[i : i + TILE])
+        yield start, scores, torch.full((len(block),), worst), 2 * worst
+
+
+def _best(parts: Sequence[Rows], query_E: Tensor, candidates: Tensor, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best k of the candidates (row numbers through all parts, ascending), by their exact scores."""
+    starts = np.cumsum([0, *(len(part.vectors) for part in parts)])
+    scores = torch.cat(
+        [_rescored(part.vectors, query_E, candidates, int(start)) for part, start in zip(parts, starts, strict=False)]
+    )
+    order = np.lexsort((candidates.numpy(), -scores.numpy()))[:k]
+    return candidates.numpy()[order], scores.numpy()[order]
 
 
 def _rescored(vectors: Tensor, query_E: Tensor, candidates: Tensor, first: int) -> Tensor:

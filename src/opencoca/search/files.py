@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from opencoca.errors import DataError
@@ -83,14 +83,13 @@ def contents_digest(path: Path) -> bytes:
     return digest.digest()
 
 
-def inside(folder: Path, path: str) -> Path:
-    """The file that an indexed path means, if it still lies below the folder.
+def inside(folder: Path, file: Path) -> Path:
+    """The file, if it still lies below the folder.
 
     Raises: DataError where it leads out of the folder, by `..` or by a link that was put there since.
     """
-    file = folder / path
-    if PurePosixPath(path).is_absolute() or not file.resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"{path} leads out of {folder}; bring the index up to date: coca index {folder}")
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise DataError(f"{file} leads out of {folder}; bring the index up to date: coca index {folder}")
     return file
 
 

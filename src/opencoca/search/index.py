@@ -52,8 +52,11 @@ class Query:
 class Index:
     """The pictures of a folder, to be searched; it never changes. See the package's docstring."""
 
-    def __init__(self, backend: Backend, predictor: Predictor, folder: Path, level: float | None = None) -> None:
-        """`folder` holds the pictures, whose files are needed for thumbnails only; `level` is of sentences."""
+    def __init__(
+        self, backend: Backend, predictor: Predictor, folder: Path, level: float | None = None, total: int = 0
+    ) -> None:
+        """`folder` holds the pictures, whose files are needed for thumbnails only; `level` is of sentences, and `total`
+        says how many pictures there will be when indexing is done."""
         made = predictor.model.config.embed_dim
         if backend.width != made:
             raise DataError(
@@ -61,6 +64,7 @@ class Index:
                 "model that made the index"
             )
         self.backend, self.predictor, self.folder = backend, predictor, folder
+        self.total = max(total, len(backend))
         self._level = level
 
     @classmethod
@@ -76,7 +80,7 @@ class Index:
         if store is None:
             raise DataError(f"{folder} has no index; make one: coca index {folder}")
         check_model(folder, store.manifest, predictor.fingerprint(), model_name)
-        return cls(store, predictor, folder, store.manifest.level)
+        return cls(store, predictor, folder, store.manifest.level, store.manifest.files)
 
     @classmethod
     def make(cls, folder: str | Path, predictor: Predictor, model_name: str = "NAME", **options: Any) -> Index:
@@ -181,8 +185,7 @@ class Index:
         """
         if not 16 <= size_px <= MAX_THUMBNAIL_PX:
             raise DataError(f"a thumbnail of {size_px} px is not made; ask for 16 to {MAX_THUMBNAIL_PX}")
-        path = self.picture(id).path
-        file = inside(self.folder, path.relative_to(self.folder).as_posix())
+        file = inside(self.folder, self.picture(id).path)
         image = open_picture(file, name=f"picture {id}")
         image.thumbnail((size_px, size_px))
         image.info.clear()

@@ -45,7 +45,7 @@ class Manifest:
 
     folder: what is indexed. model: the fingerprint; model_name: how the user named it, or where it lay. next_part:
     number of the next file. level: see `cutoff.py`; None while nobody measured it. complete: False until an update has
-    seen every file. files: how many files the folder had, found by the last update.
+    seen every file. files: how many readable pictures the last update found in the folder.
     """
 
     folder: str

@@ -47,14 +47,14 @@ class Resident:
         if request.get("update"):
             self._look()
         index = self._current()
-        return answer(index, Request.from_json(request["search"]), self._total, self._bad).to_json()
+        return answer(index, Request.from_json(request["search"]), self._total - len(self._bad), self._bad).to_json()
 
     def _current(self) -> Index:
         state = manifest.read(self.place, self.folder, check=False)
         if self._index is None or state != self._state:
             self._index = Index.open(self.folder, self.predictor, self.place, self.name)
             self._state = state
-            self._total = max(state.files if state else 0, len(self._index))
+            self._total = max(self._total, self._index.total)
         return self._index
 
     def _look(self) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from opencoca.errors import DataError
-from opencoca.search import exact, manifest
+from opencoca.search import exact, graph, manifest
 from opencoca.search.backend import Picture
 from opencoca.search.filters import Filters
 from opencoca.search.manifest import Manifest
@@ -32,6 +32,9 @@ class Store:
             raise manifest.damaged(folder, "its table names rows that aren't there")
         used[self._rows] = True
         self._used = None if used.all() else used
+        self._graph = None
+        if found.graph:
+            self._graph = graph.opened(index / found.graph.name, found.graph.rows, self.width)
         self._by_row = np.argsort(self._rows, kind="stable")  # files of one row lie side by side, by id
 
     @classmethod
@@ -80,8 +83,23 @@ class Store:
             keep[self._rows[files]] = True
         if not len(self._ids) or k < 1:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        rows, scores = exact.nearest(self._parts, query, k, keep)
+        if self._graph and not filters:
+            rows, scores = self._proposed(self._graph, query, k)
+        else:
+            rows, scores = exact.nearest(self._parts, query, k, keep)
         return self._files_of(rows, scores, k, files)
+
+    def _proposed(self, found: graph.Graph, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best of what the graph proposes and of the rows that came after it."""
+        rows = found.proposed(query, k)
+        if self._used is not None:
+            rows = rows[self._used[rows]]
+        near = exact.rescored(self._parts, query, rows, k)
+        keep = None if self._used is None else self._used[found.rows :]
+        later = exact.nearest(exact.behind(self._parts, found.rows), query, k, keep)
+        rows, scores = np.concatenate((near[0], later[0] + found.rows)), np.concatenate((near[1], later[1]))
+        order = np.lexsort((rows, -scores))[:k]
+        return rows[order], scores[order]
 
     def _files_of(
         self, rows: np.ndarray, scores: np.ndarray, k: int, files: np.ndarray | None
@@ -99,10 +117,11 @@ class Store:
         return ids[order], scores[order]
 
     def pictures(self, ids: Sequence[int]) -> list[Picture]:
-        return [
-            Picture(row.id, self.folder / row.path, row.caption or "", row.date, row.bytes)
-            for row in self.table.pictures([int(one) for one in ids])
-        ]
+        rows = self.table.pictures([int(one) for one in ids])
+        foreign = next((row.path for row in rows if row.path.startswith("/") or ".." in row.path.split("/")), None)
+        if foreign is not None:
+            raise manifest.damaged(self.folder, f"its table names {foreign!r}, which leads out of the folder")
+        return [Picture(row.id, self.folder / row.path, row.caption or "", row.date, row.bytes) for row in rows]
 
     def embeds(self, ids: Sequence[int] | None = None) -> np.ndarray:
         wanted = self._rows if ids is None else self._rows[self._places(ids)]

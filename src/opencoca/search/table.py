@@ -90,6 +90,9 @@ class Table:
     def close(self) -> None:
         self._connection.close()
 
+    def __del__(self) -> None:
+        self._connection.close()  # an index is dropped, not closed: a later one may share none of its files
+
     def flush(self) -> None:
         """Everything that was changed is in the file now."""
         with self._lock:

@@ -19,7 +19,7 @@ from opencoca.errors import DataError
 from opencoca.infer import captioning
 from opencoca.infer.predictor import Predictor
 from opencoca.infer.stream import READERS, OnBad, encoded
-from opencoca.search import cutoff, manifest
+from opencoca.search import cutoff, graph, manifest
 from opencoca.search.files import Listing, Seen, contents_digest, listed
 from opencoca.search.filters import Filters
 from opencoca.search.manifest import Manifest
@@ -131,7 +131,7 @@ class _Update:
         self.waiting: dict[bytes, list[_Digested]] = {}  # files whose contents are on their way through the model
         self.digest_of: dict[Path, bytes] = {}
         self.gone: dict[int, list[tuple[int, str]]] = {}
-        self.total = 0
+        self.total = self.unreadable = 0
         self.changed = False
         self.interval_s, self.committed = FIRST_COMMIT_S, 0.0
 
@@ -152,7 +152,7 @@ class _Update:
                 self._caption_the_rest()
         except (KeyboardInterrupt, SystemExit):
             if self.changed:
-                self.writer.commit(complete=False, files=self.total, captions=self.captions)
+                self.writer.commit(complete=False, files=self.total - self.unreadable, captions=self.captions)
             raise
         table = self.writer.table
         left = {path for places in self.gone.values() for _, path in places}
@@ -161,7 +161,8 @@ class _Update:
         self.counts.removed = len(left)
         before = self.writer.manifest
         self.changed |= bool(missing)
-        if self.changed or not before.complete or before.captions != self.captions or before.files != self.total:
+        said = (before.complete, before.captions, before.files)
+        if self.changed or said != (True, self.captions, self.total - self.unreadable):
             if self.changed:
                 self.writer.tidy()
             self._finish(before)
@@ -179,6 +180,7 @@ class _Update:
             if seen.path in self.known and self.known[seen.path][1:3] == (seen.modified_ns, seen.bytes):
                 self.counts.same += 1
             elif seen.path in bad and bad[seen.path][:2] == (seen.modified_ns, seen.bytes):
+                self.unreadable += 1
                 self._bad(seen.path, bad[seen.path][2])
             else:
                 todo.append(seen)
@@ -266,6 +268,7 @@ class _Update:
 
     def _mark_bad(self, seen: Seen, what: str) -> None:
         self.changed = True
+        self.unreadable += 1
         self.writer.table.put_bad(seen, what)
         self._bad(seen.path, what)
 
@@ -284,11 +287,14 @@ class _Update:
         if now - self.committed >= self.interval_s or not self.committed:
             if self.committed:
                 self.interval_s = min(2 * self.interval_s, LAST_COMMIT_S)
-            self.writer.commit(complete=False, files=self.total, captions=self.captions)
+            self.writer.commit(complete=False, files=self.total - self.unreadable, captions=self.captions)
             self.committed = time.monotonic()
 
     def _finish(self, before: Manifest) -> None:
-        found = self.writer.commit(complete=True, files=self.total, captions=self.captions)
+        found = self.writer.commit(complete=True, files=self.total - self.unreadable, captions=self.captions)
+        covered = found.graph.rows if found.graph else 0
+        if found.rows >= graph.WORTH_IT and found.rows > GROWN * covered and graph.is_there():
+            found = self.writer.commit(graph=self.writer.graph())
         grown = max(found.rows, 1) / max(before.rows, 1)
         if before.level is None or not 1 / GROWN < grown < GROWN:
             store = Store(self.writer.index, self.folder, found)

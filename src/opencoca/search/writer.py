@@ -16,7 +16,7 @@ import torch
 
 from opencoca.errors import DataError
 from opencoca.files import file_digest, replacing
-from opencoca.search import exact, manifest
+from opencoca.search import exact, graph, manifest
 from opencoca.search.manifest import Manifest, Part
 from opencoca.search.table import Table
 
@@ -126,8 +126,24 @@ class Writer:
         with full_disk_named(self.index):
             self.table.renumber()
         sketches = {part.name: sketch} if sketch else {}
-        self.manifest = dataclasses.replace(self.manifest, vectors=[part] if part.rows else [], sketches=sketches)
+        self.manifest = dataclasses.replace(
+            self.manifest,
+            vectors=[part] if part.rows else [],
+            sketches=sketches,
+            graph=None if holes else self.manifest.graph,  # without holes every row keeps its number
+        )
         self._pending, self.rows = [], len(used)
+
+    def graph(self) -> Part:
+        """A new graph of all committed rows. For the next `commit`."""
+        vectors = [
+            exact.map_vectors(self.index / part.name, part.rows, self.manifest.width).numpy()
+            for part in self.manifest.vectors
+        ]
+        name = self._name("graph", "usearch")
+        with replacing(self.index / name) as partial:
+            rows = graph.make(vectors, self.manifest.width, partial)
+        return Part(name, (self.index / name).stat().st_size, file_digest(self.index / name), rows)
 
     def _vectors(self, pieces: Iterable[np.ndarray]) -> tuple[Part, Part | None]:
         part = self._part("vectors", "f16", (np.ascontiguousarray(piece).view(np.uint8).data for piece in pieces))

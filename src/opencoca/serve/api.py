@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,10 +16,10 @@ from opencoca.infer.captioning import Caption
 from opencoca.infer.zeroshot import checked_labels, checked_templates
 from opencoca.serve import schemas
 from opencoca.serve.bodies import decoder, read
-from opencoca.serve.engine import Labels, Square
-from opencoca.serve.errors import refusal
-from opencoca.serve.gate import RefusedError, error_body, invalid
+from opencoca.serve.engine import Labels
+from opencoca.serve.gate import RefusedError, invalid
 from opencoca.serve.service import Service
+from opencoca.serve.stream import Stream
 
 T = TypeVar("T")
 MAX_SENTENCES = 1024  # labels times templates
@@ -41,11 +40,14 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 STREAM = "text/event-stream"
+DEFINITIONS: dict[str, Any] = {}  # of what bodies consist of; the application puts them where the schemas look
 
 
 def takes(kind: type[schemas.BaseModel], picture: bool = True) -> dict[str, Any]:
     """The description of a body that `bodies.read` reads."""
-    content: dict[str, Any] = {"application/json": {"schema": kind.model_json_schema(mode="validation")}}
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    DEFINITIONS.update(schema.pop("$defs", {}))
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
     if picture:
         content["image/*"] = {"schema": {"type": "string", "format": "binary"}}
     return {"requestBody": {"required": True, "content": content}}
@@ -86,13 +88,10 @@ def make_router(service: Service) -> APIRouter:
         service.check_room(len(pictures))
         wording = engine.wording(wanted.prompt, wanted.num_captions, wanted.changes())
         if wanted.stream:
-            squares = await while_there(request, engine.squares(pictures))
-            return StreamingResponse(streamed(squares, wording), media_type=STREAM)
-
-        async def work() -> list[list[Caption]]:
-            return await engine.ask(await engine.squares(pictures), wording)
-
-        found = await while_there(request, work())
+            written = Stream(service, pictures, wording, captioned)
+            first = await while_there(request, written.next())  # an error that comes first is the answer itself
+            return StreamingResponse(written.events(first), media_type=STREAM)
+        found = await while_there(request, engine.ask(pictures, wording))
         results = [captioned(captions) for captions in found]
         return answer(schemas.CaptionResponse(results=results, provenance=service.provenance))
 
@@ -105,33 +104,6 @@ def make_router(service: Service) -> APIRouter:
         said.sort(key=lambda one: one.withheld)  # one that may be said is better than one that may not
         return schemas.Captioned(caption=said[0].text, captions=said)
 
-    async def streamed(squares: list[Square], wording: Any) -> AsyncIterator[bytes]:
-        events: asyncio.Queue[tuple[str, dict[str, Any]] | None] = asyncio.Queue()
-
-        def partial(place: int) -> Any:
-            return lambda text: events.put_nowait(("partial", {"index": place, "text": text}))
-
-        async def one(place: int, square: Square) -> None:
-            partials = [] if service.words else [partial(place)]  # half a word can't be filtered
-            captions = (await engine.ask([square], wording, partials))[0]
-            events.put_nowait(("caption", {"index": place, **captioned(captions).model_dump()}))
-
-        async def all_of_them() -> None:
-            try:
-                await asyncio.gather(*(one(place, square) for place, square in enumerate(squares)))
-                events.put_nowait(("done", {"provenance": service.provenance.model_dump()}))
-            except Exception as error:
-                refused = refusal(error) or RefusedError(500, "bug", "the server has failed")
-                events.put_nowait(("error", json.loads(error_body(refused.kind, refused.message, ""))))
-            events.put_nowait(None)
-
-        task = asyncio.create_task(all_of_them())
-        try:
-            while (event := await events.get()) is not None:
-                yield f"event: {event[0]}\ndata: {json.dumps(event[1])}\n\n".encode()
-        finally:  # the client may have gone
-            task.cancel()
-
     @router.post("/ask", response_model=schemas.AskResponse, openapi_extra=takes(schemas.AskRequest))
     async def ask(request: Request) -> Response:
         """The model's answer to a question about each picture."""
@@ -139,10 +111,7 @@ def make_router(service: Service) -> APIRouter:
         service.check_room(len(pictures))
         wording = engine.question(wanted.question, wanted.changes())
 
-        async def work() -> list[Any]:
-            return await engine.ask(await engine.squares(pictures), wording)
-
-        found = await while_there(request, work())
+        found = await while_there(request, engine.ask(pictures, wording))
         said = [service.said(one if isinstance(one, str) else one[0].text) for one in found]
         results = [schemas.Answered(answer=text, withheld=withheld) for text, withheld in said]
         return answer(schemas.AskResponse(results=results, provenance=service.provenance))
@@ -159,10 +128,7 @@ def make_router(service: Service) -> APIRouter:
             raise invalid("a label is named 'unknown', as the extra one; rename it")
         want = Labels(labels, templates, wanted.unknown, wanted.multi_label)
 
-        async def work() -> list[np.ndarray]:
-            return await engine.ask(await engine.squares(pictures), want)
-
-        rows = await while_there(request, work())
+        rows = await while_there(request, engine.ask(pictures, want))
         columns = [*labels, "unknown"] if wanted.unknown else labels
         results = [
             schemas.Classified(
@@ -196,7 +162,7 @@ def make_router(service: Service) -> APIRouter:
         service.check_room(len(pictures) + 1)
 
         async def of_pictures() -> list[np.ndarray]:
-            return await engine.ask(await engine.squares(pictures), None) if pictures else []
+            return await engine.ask(pictures) if pictures else []
 
         async def of_texts() -> list[np.ndarray]:
             return list(await engine.embed_texts(texts)) if texts else []

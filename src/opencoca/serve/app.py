@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib import resources
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -13,15 +14,15 @@ from starlette.responses import Response
 
 from opencoca.errors import DataError
 from opencoca.serve import schemas
-from opencoca.serve.api import ERRORS, answer, make_router, takes, while_there
+from opencoca.serve.api import DEFINITIONS, ERRORS, answer, make_router, takes, while_there
 from opencoca.serve.bodies import read
 from opencoca.serve.errors import handle_errors
-from opencoca.serve.gate import STATIC, Gate, RefusedError, invalid
+from opencoca.serve.gate import PAGE_HEADERS, STATIC, Gate, RefusedError, invalid
 from opencoca.serve.service import Service
 
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 MAX_PX = 1024  # of a thumbnail
-PLAIN = "text/plain"
+JSON, PLAIN = "application/json", "text/plain"
 # FastAPI's own tracing is off, whatever its environment variables say: nothing leaves this process
 TELEMETRY: Any = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
 
@@ -34,13 +35,15 @@ def make_app(service: Service) -> Gate:
         description="One image-text model that captions, classifies, embeds and finds pictures.",
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere; /docs is ours
         redoc_url=None,
+        openapi_url=None,  # made once, below
         telemetry=TELEMETRY,
     )
     handle_errors(app)
     app.include_router(make_router(service))
     _add_search(app, service)
     _add_health(app, service)
-    _add_page(app, service)
+    app.openapi()["components"]["schemas"].update(DEFINITIONS)
+    _add_page(app, json.dumps(app.openapi()).encode())
     return Gate(app, service.settings, service.metrics)
 
 
@@ -61,8 +64,7 @@ def _add_search(app: FastAPI, service: Service) -> None:
         async def find() -> list[Any]:
             query: Any = wanted.query
             if pictures:
-                embeds = await service.engine.ask(await service.engine.squares(pictures), None)
-                query = embeds[0]
+                query = (await service.engine.ask(pictures))[0]
             return await service.searching(lambda: index.search(query, k=count + 1))
 
         found = await while_there(request, find())
@@ -130,23 +132,25 @@ def _add_health(app: FastAPI, service: Service) -> None:
         return Response(service.policy, media_type="text/plain; charset=utf-8")
 
 
-def _add_page(app: FastAPI, service: Service) -> None:
+def _add_page(app: FastAPI, description: bytes) -> None:
     """Files of the page are read once and looked up by name: no request ever names a path on the disk."""
-    files = {
-        file.name: (file.read_bytes(), TYPES[file.name.rpartition(".")[2]])
+    files = {"openapi.json": (description, JSON)} | {
+        file.name: (file.read_bytes(), f"{TYPES[file.name.rpartition('.')[2]]}; charset=utf-8")
         for file in resources.files("opencoca.serve").joinpath("static").iterdir()
         if file.name.rpartition(".")[2] in TYPES
     }
+
+    tags = {name: f'"{hashlib.sha256(content).hexdigest()[:32]}"' for name, (content, _) in files.items()}
 
     def page(request: Request, name: str) -> Response:
         if name not in files:
             raise RefusedError(404, "not_found", "there is no such file")
         content, media_type = files[name]
-        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        tag = tags[name]
+        headers = {**PAGE_HEADERS, "ETag": tag, "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
-        return Response(content, media_type=f"{media_type}; charset=utf-8", headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
 
     @app.get("/", include_in_schema=False)
     async def home(request: Request) -> Response:
@@ -155,6 +159,10 @@ def _add_page(app: FastAPI, service: Service) -> None:
     @app.get("/docs", include_in_schema=False)
     async def docs(request: Request) -> Response:
         return page(request, "docs.html")
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        return page(request, "openapi.json")
 
     @app.get(STATIC + "{name}", include_in_schema=False)
     async def static(request: Request, name: str) -> Response:

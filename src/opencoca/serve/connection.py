@@ -13,6 +13,7 @@ import contextlib
 import time
 
 import h11
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
@@ -43,6 +44,15 @@ class GuardedProtocol(H11Protocol):
         else:
             oldest.end("evicted")
         self.connections.discard(oldest)
+
+    def data_received(self, data: bytes) -> None:
+        """Passes data on. Who sends the next request before this one is answered could queue up thousands for the price
+        of a few packets; that is nothing browsers or libraries do, and their connection ends with this answer."""
+        super().data_received(data)
+        if self.busy and self.conn.their_state is h11.DONE and self.conn.trailing_data[0] and self.cycle.keep_alive:
+            self.cut["pipelined"] += 1
+            self.cycle.keep_alive = False
+            self.headers.append(CLOSE_HEADER)  # uvicorn repeats it in its answer
 
     @property
     def busy(self) -> bool:

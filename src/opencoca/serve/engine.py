@@ -120,40 +120,36 @@ class Engine:
 
     # --- for requests -------------------------------------------------------------------------------------------
 
-    async def squares(self, pictures: Sequence[Callable[[], bytes]]) -> list[Square]:
-        """The pictures made ready. Each is a function that gives its file's bytes, called by a reader.
+    def start(
+        self, pictures: Sequence[Callable[[], bytes]], want: Want = None, partials: Sequence[Partial] = ()
+    ) -> list[Job]:
+        """Jobs for what is wanted of each picture, a function that gives its file's bytes and is called by a reader.
 
-        Raises: PictureError for the first that can't be read; BusyError where there is no room for them.
+        Raises: BusyError where there is no room. The jobs' futures: PictureError, or BusyError after too long a wait.
         """
         loop = asyncio.get_running_loop()
         self.batcher.reserve(len(pictures))
-        try:
-            made = [loop.run_in_executor(self._readers, self._read, picture, i) for i, picture in enumerate(pictures)]
-            done = await asyncio.gather(*made, return_exceptions=True)
-        except BaseException:
-            self.batcher.release(len(pictures))
-            raise
-        for one in done:
-            if isinstance(one, BaseException):
-                self.batcher.release(len(pictures))
-                raise one
-        return done  # type: ignore[return-value]
-
-    async def ask(self, squares: Sequence[Square], want: Want, partials: Sequence[Partial] = ()) -> list[Any]:
-        """What is wanted of each picture, whose room `squares` has reserved."""
-        loop = asyncio.get_running_loop()
         jobs = [
-            Job(loop, loop.create_future(), square, want=want, partial=partials[i] if partials else None)
-            for i, square in enumerate(squares)
+            Job(loop, loop.create_future(), want=want, partial=partials[i] if partials else None)
+            for i in range(len(pictures))
         ]
-        return await self._wait(jobs)
+        for i, (job, picture) in enumerate(zip(jobs, pictures, strict=True)):
+            self._readers.submit(self._read, job, picture, i)
+        return jobs
+
+    def ask(self, pictures: Sequence[Callable[[], bytes]], want: Want = None) -> asyncio.Future[list[Any]]:
+        """What is wanted of each picture; see `start`."""
+        return together(self.start(pictures, want))
 
     async def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit-norm embeddings float32 [U,E]. Raises: BusyError."""
         loop = asyncio.get_running_loop()
         parts = [texts[first : first + TEXTS_A_JOB] for first in range(0, len(texts), TEXTS_A_JOB)]
         self.batcher.reserve(len(parts))
-        return np.concatenate(await self._wait([Job(loop, loop.create_future(), texts=part) for part in parts]))
+        jobs = [Job(loop, loop.create_future(), texts=part) for part in parts]
+        for job in jobs:
+            self.batcher.submit(job)
+        return np.concatenate(await together(jobs))
 
     def wording(self, prompt: str, num_captions: int, changes: dict[str, Any]) -> Wording:
         """The options of captions, checked. Raises: ConfigError, DataError with the repair."""
@@ -192,16 +188,18 @@ class Engine:
         self.batcher.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
 
-    async def _wait(self, jobs: list[Job]) -> list[Any]:
-        for job in jobs:
-            self.batcher.submit(job)
+    def _read(self, job: Job, picture: Callable[[], bytes], place: int) -> None:
+        """Makes a job's picture ready and puts the job in the queue; in a reader's thread."""
         try:
-            return list(await asyncio.gather(*(job.future for job in jobs)))
-        finally:  # one failed, or the client went away: nobody wants the others
-            for job in jobs:
-                job.future.cancel()
+            if job.abandoned():
+                return self.batcher.release()
+            job.square = self._square(picture, place)
+        except Exception as error:
+            self.batcher.release()
+            return self._failed([job], error)
+        self.batcher.submit(job)
 
-    def _read(self, picture: Callable[[], bytes], place: int) -> Square:
+    def _square(self, picture: Callable[[], bytes], place: int) -> Square:
         try:
             image = open_picture(picture(), self.limits.pixels, f"images[{place}]")
             pixels = to_square(image, self.predictor.config.model.vision.image_size_px, self.predictor.config.pixels)
@@ -230,7 +228,7 @@ class Engine:
                 self._failed(group, error)
 
     def _failed(self, jobs: list[Job], error: Exception) -> None:
-        if not isinstance(error, OpenCoCaError):
+        if not isinstance(error, OpenCoCaError | PictureError):
             log.exception("a batch of %d failed", len(jobs))
         _settle([(job, error) for job in jobs])
 
@@ -303,6 +301,20 @@ class Engine:
         while self._features_bytes > self.limits.features_bytes:
             self._features_bytes -= _bytes(self._features.popitem(last=False)[1])
         return features
+
+
+def together(jobs: Sequence[Job]) -> asyncio.Future[list[Any]]:
+    """The outcomes of all jobs. Where one fails or nobody waits any more, the others are given up."""
+    futures = [job.future for job in jobs]
+    found = asyncio.gather(*futures)
+
+    def give_up(_: asyncio.Future) -> None:
+        for future in futures:
+            if not future.cancel() and not future.cancelled():
+                future.exception()  # it is looked at, and needn't be logged
+
+    found.add_done_callback(give_up)
+    return found
 
 
 def _kind(job: Job) -> Hashable:

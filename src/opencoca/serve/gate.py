@@ -30,15 +30,18 @@ PAGE_POLICY = (
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
 HEADERS = [
-    (b"content-security-policy", PAGE_POLICY.encode()),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),  # unless it is the page itself
     (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
+PAGE_HEADERS = {
+    "Content-Security-Policy": PAGE_POLICY,
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-DISCARD_BYTES, DISCARD_S = 4_000_000, 2.0  # of a body that is refused, so that the client reads the answer
+DISCARD_BYTES, DISCARD_S = 4_000_000, 1.0  # of a body that is refused, so that the client reads the answer
 log = logging.getLogger("opencoca.serve")
 
 
@@ -166,7 +169,8 @@ class _Exchange:
             return await self._receive()  # a disconnect, and nothing else can come
         left = self.began + self.limits.body_s - time.monotonic()
         try:
-            message = await asyncio.wait_for(self._receive(), max(0.0, left))
+            async with asyncio.timeout(max(0.0, left)):
+                message = await self._receive()
         except TimeoutError:
             raise RefusedError(408, "too_slow", f"the body took more than {self.limits.body_s:g} s") from None
         if message["type"] == "http.request":
@@ -184,12 +188,11 @@ class _Exchange:
         """Passes the answer on, with our headers."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            own = [*HEADERS, (b"x-request-id", self.id.encode())]
+            own = [(b"x-request-id", self.id.encode())]
             if self.unread:
                 own.append((b"connection", b"close"))
             there = {name.lower() for name, _ in message["headers"]}
-            if b"cache-control" not in there:
-                own.append((b"cache-control", b"no-store"))
+            own += [header for header in (*HEADERS, (b"cache-control", b"no-store")) if header[0] not in there]
             message = {**message, "headers": [*message["headers"], *own]}
         elif message["type"] == "http.response.body":
             self.sent += len(message.get("body", b""))
@@ -226,7 +229,8 @@ class _Exchange:
         left, until = DISCARD_BYTES, time.monotonic() + DISCARD_S
         while left > 0 and (seconds := until - time.monotonic()) > 0:
             try:
-                message = await asyncio.wait_for(self._receive(), seconds)
+                async with asyncio.timeout(seconds):
+                    message = await self._receive()
             except TimeoutError:
                 return
             left -= len(message.get("body", b"")) + 1

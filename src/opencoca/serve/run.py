@@ -26,6 +26,7 @@ from opencoca.serve.settings import Settings
 
 GRACE_S = 0.3  # between the end of listening and that of idle connections: for requests that are on their way
 SPARE_FILES = 128  # beside connections
+BACKLOG = 1024
 
 
 class Server(uvicorn.Server):
@@ -103,12 +104,13 @@ def config_of(app: Any, settings: Settings, cut: dict[str, int]) -> uvicorn.Conf
         h11_max_incomplete_event_size=settings.limits.header_bytes,
         timeout_keep_alive=settings.limits.idle_s,
         timeout_graceful_shutdown=settings.limits.drain_s,
-        backlog=1024,
+        backlog=BACKLOG,
     )
 
 
 def bind(settings: Settings) -> socket.socket:
-    """The socket that listens. Raises: ConfigError where the address can't be had."""
+    """A socket with the address; it listens once the model is loaded. Raises: ConfigError where it can't be had."""
+    bound = None
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(found[0], found[1])
@@ -116,9 +118,11 @@ def bind(settings: Settings) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(found[4])
     except OSError as error:
-        taken = " is taken; choose another with --port, or 0 for a free one" if error.errno == errno.EADDRINUSE else ""
-        raise ConfigError(f"can't listen at {settings.host} port {settings.port}: {taken or error}") from error
-    bound.listen(1024)
+        if bound is not None:
+            bound.close()
+        taken = "it is taken; choose another with --port, or 0 for a free one"
+        why = taken if error.errno == errno.EADDRINUSE else f"{error}; give one of this machine's with --host"
+        raise ConfigError(f"can't listen at {settings.host} port {settings.port}: {why}") from error
     bound.setblocking(False)
     return bound
 
@@ -129,7 +133,6 @@ def serve(settings: Settings) -> None:
     Raises: OpenCoCaError for what can't be loaded or listened at.
     """
     settings = with_room(settings)
-    logs.set_up()
     listening = bind(settings)
     with contextlib.closing(listening):
         if settings.workers == 1:
@@ -142,6 +145,7 @@ def serve(settings: Settings) -> None:
 
 def run_here(service: Service, listening: socket.socket) -> None:
     """Serves in this process, and ends the service."""
+    logs.set_up()
     gc.collect()
     gc.freeze()  # what is there now stays: no need to look at it again
     server = Server(config_of(make_app(service), service.settings, service.cut), service)
@@ -152,7 +156,8 @@ def run_here(service: Service, listening: socket.socket) -> None:
 
 
 def announce(settings: Settings, listening: socket.socket, service: Service) -> None:
-    """Says where the server is, on standard output."""
+    """Begins to listen, and says where on standard output: who connects from now on gets an answer."""
+    listening.listen(BACKLOG)
     host, port = listening.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     pictures = f", {len(service.index)} pictures to search" if service.index is not None else ""

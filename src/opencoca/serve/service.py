@@ -38,7 +38,7 @@ class Service:
     def __init__(self, predictor: Predictor, settings: Settings, name: str, index: Searchable | None = None) -> None:
         self.settings, self.limits, self.index = settings, settings.limits, index
         self.engine = Engine(predictor, settings.limits)
-        self.cut: dict[str, int] = dict.fromkeys(("header", "write", "evicted", "refused", "malformed"), 0)
+        self.cut: dict[str, int] = dict.fromkeys(("header", "write", "evicted", "refused", "malformed", "pipelined"), 0)
         self.metrics = Metrics(lambda: self.engine.batcher.depth, self.engine.batches, self.cut)
         self.words = WordList.load(settings.words)
         self.policy = (settings.policy or POLICY).read_text("utf-8")

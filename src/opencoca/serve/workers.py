@@ -16,7 +16,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from opencoca.errors import TrainingError
-from opencoca.serve import logs, metrics, run
+from opencoca.serve import metrics, run
 from opencoca.serve.settings import Settings
 
 TICK_S = 0.2
@@ -74,7 +74,6 @@ def _start(settings: Settings, listening: socket.socket) -> BaseProcess:
 
 
 def _work(settings: Settings, listening: socket.socket, parent: int) -> None:
-    logs.set_up()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until the server has its own: Ctrl-C reaches the whole group
     torch.set_num_threads(max(1, torch.get_num_threads() // settings.workers))
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

@@ -52,8 +52,8 @@ def reading(location: str) -> Iterator[tuple[Read, int]]:
 def scan(read: Read, length: int, name: str, on_damage: str = "stop") -> Scanned:
     """The samples of a tar by its members' names: what stands before the first dot is the key.
 
-    Members of one key may lie anywhere in the tar. Where a picture or caption of a key comes twice, and all of the key's
-    members lie together in whole samples, the first of these is taken; where one strays, no pair is certain, and all
+    Members of one key may lie anywhere in the tar. Where a picture or caption of a key comes twice, and all members of
+    the key lie together in whole samples, the first of these is taken; where one strays, no pair is certain, and all
     are left out. Both are told.
 
     Raises: DataError where the tar is damaged; with on_damage="count" that is noted, and read on from the next header.

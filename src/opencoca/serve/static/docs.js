@@ -25,7 +25,7 @@ const api = await (await fetch("/openapi.json")).json();
 for (const [path, methods] of Object.entries(api.paths)) {
   for (const [method, route] of Object.entries(methods)) {
     const schema = route.requestBody?.content?.["application/json"]?.schema;
-    const all = { ...api.components?.schemas, ...schema?.$defs };
+    const all = api.components.schemas;
     const fields = Object.entries(schema?.properties ?? {}).map(([name, one]) => row(name, one, schema.required?.includes(name), all));
     const parameters = (route.parameters ?? []).map((one) => row(one.name, one.schema, one.required, all));
     $("routes").append(element("h2", {}, element("span", { class: "method" }, method.toUpperCase()), path),

@@ -11,7 +11,6 @@ from opencoca.train.task import Outcome, Task
 from opencoca.train.tasks.targets import Targets, judged
 from opencoca.types import Batch
 
-
 KEPT_BYTES = 1 << 30
 
 

@@ -51,10 +51,9 @@ class QuestionAnswering(Task):
         return counts if self.words == "none" else counts | {"words": int(self._predicting(batch).sum())}
 
     def forward(self, model: CoCa, batch: Batch) -> Outcome:
-        pixels_XCHW = batch.pixels.unflatten(1, (-1, 3)).flatten(0, 1)  # a sample's pictures, one behind the other
-        pictures = len(pixels_XCHW) // len(batch.ids)
+        pictures = batch.pixels.shape[1] // 3
         ids_XT = batch.ids[:, :-1].repeat_interleave(pictures, dim=0)
-        decoded_XTD = model.decode_ids(model.encode_image(pixels_XCHW, batch.patch_noise).tokens, ids_XT)
+        decoded_XTD = model.decode_ids(picture_tokens(model, batch), ids_XT)
         sums: dict[str, Tensor] = {}
         if self.head is not None and self.targets is not None:
             asked_XT = self._asked(batch).repeat_interleave(pictures, dim=0)
@@ -77,6 +76,29 @@ class QuestionAnswering(Task):
 
     def _prompts(self, batch: Batch) -> Tensor:
         return torch.tensor([[self.prompts[key]] for key in batch.keys], device=batch.ids.device)
+
+
+def picture_tokens(model: CoCa, batch: Batch) -> Tensor:
+    """The decoder's tokens [B*F,Q,D] of each sample's F pictures, which stand in consecutive rows.
+
+    Pictures that several questions of the batch are about (`data.clump_size` brings these together) are encoded once.
+    """
+    pixels_BCHW, group_B = batch.pixels, torch.arange(len(batch.pixels), device=batch.pixels.device)
+    if batch.patch_noise is None:  # which is each sample's own
+        first_Y, same_B = _first_copies(batch.labels[:, 1])
+        if len(first_Y) < len(pixels_BCHW) and torch.equal(pixels_BCHW[first_Y][same_B], pixels_BCHW):
+            pixels_BCHW, group_B = pixels_BCHW[first_Y], same_B
+    pictures = pixels_BCHW.shape[1] // 3
+    tokens_XQD = model.encode_image(pixels_BCHW.unflatten(1, (pictures, 3)).flatten(0, 1), batch.patch_noise).tokens
+    return tokens_XQD.unflatten(0, (-1, pictures))[group_B].flatten(0, 1)
+
+
+def _first_copies(labels_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The first row [Y] of each different label, and for each row [B] which of these it belongs to."""
+    different, group_B = torch.unique(labels_B, return_inverse=True)
+    rows_B = torch.arange(len(labels_B), device=labels_B.device)
+    first_Y = torch.full((len(different),), len(labels_B), device=labels_B.device)
+    return first_Y.scatter_reduce_(0, group_B, rows_B, "amin"), group_B
 
 
 def _positions(batch: Batch) -> Tensor:

@@ -1,0 +1,360 @@
+"""Exact and approximate search against FAISS, usearch and hnswlib, and what a search costs from the command line.
+
+Exact: the best 10 of unit-norm rows, one query at a time, in turn, medians; recall against float64 beside. The limit is
+this machine's memory bandwidth, measured in the same run as the fastest of several ways to read memory; rates are of
+the rows' float16 bytes. Approximate: text queries among picture embeddings of the model that ships, made of drawings
+that are turned, mirrored, shifted, scaled and tinted; the quickest setting of each library that reaches the recall.
+Command: `coca search` with a resident process, the process's start included.
+
+    pip install --target /tmp/peers faiss-cpu usearch hnswlib
+    python benchmarks/search.py --peers /tmp/peers           about 20 minutes on 2 cores, and 9 GB of memory
+    python benchmarks/search.py --peers /tmp/peers --small   to see that it runs
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import alternating_medians, write_result
+from torch import Tensor
+
+from opencoca.loading import load
+from opencoca.search import exact
+
+K = 10
+WIDTH = 768
+QUERIES = 20
+RECALL = 0.95
+MODEL = Path(__file__).parents[1] / "src" / "opencoca" / "pretrained" / "drawings"
+SHARDS = [("data/drawings", "train"), ("data/openmoji", "train")]
+
+
+def rows_of(count: int, width: int, seed: int = 0) -> Tensor:
+    """Unit-norm float16 [count,width], drawn block by block."""
+    draws = torch.Generator().manual_seed(seed)
+    rows = torch.empty(count, width, dtype=torch.float16)
+    for start in range(0, count, 16384):
+        block = torch.randn(min(16384, count - start), width, generator=draws)
+        rows[start : start + 16384] = torch.nn.functional.normalize(block, dim=1)
+    return rows
+
+
+def truth(rows: Tensor, queries: np.ndarray, k: int) -> np.ndarray:
+    """The best k rows of each query by float64 scores, int64 [Q,k]."""
+    best_scores = np.empty((len(queries), 0))
+    best_rows = np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(rows), 65536):
+        block = rows[start : start + 65536].double()
+        scores = torch.from_numpy(queries).double() @ block.T
+        top = scores.topk(min(k, len(block)))
+        best_scores = np.concatenate((best_scores, top.values.numpy()), axis=1)
+        best_rows = np.concatenate((best_rows, top.indices.numpy() + start), axis=1)
+        order = np.argsort(-best_scores, axis=1, kind="stable")[:, :k]
+        best_scores, best_rows = (np.take_along_axis(values, order, axis=1) for values in (best_scores, best_rows))
+    return best_rows
+
+
+def recall(found: np.ndarray, want: np.ndarray) -> float:
+    """The share of the true neighbours that were found."""
+    return float(np.mean([len(set(a) & set(b)) / len(b) for a, b in zip(found.tolist(), want.tolist(), strict=True)]))
+
+
+def bandwidth(rows: Tensor) -> float:
+    """Bytes a second that this machine reads from memory: the fastest of three ways, best of 7."""
+    whole = rows.view(torch.float32)
+    ways: list[Callable[[], Any]] = [whole.sum, whole.max, lambda: rows.view(torch.int64).max()]
+    seconds = []
+    for way in ways:
+        for _ in range(7):
+            began = time.perf_counter()
+            way()
+            seconds.append(time.perf_counter() - began)
+    return rows.numel() * 2 / min(seconds)
+
+
+def exact_part(count: int, width: int, repeats: int) -> dict[str, Any]:
+    """Seconds and recall of each way to find the best 10 of all rows."""
+    rows = rows_of(count, width)
+    queries = rows_of(QUERIES, width, 1).float().numpy()
+    want = truth(rows, queries, K)
+    began = time.perf_counter()
+    parts = [exact.Rows(rows, exact.sketch_of(rows))]
+    sketch_s = time.perf_counter() - began
+    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "opencoca": lambda query: exact.nearest(parts, query, K, None)[0],
+        "torch_half_mv": lambda query: torch.mv(rows, torch.from_numpy(query).half()).topk(K).indices.numpy(),
+    }
+    threads = torch.get_num_threads()
+    if faiss := peer("faiss"):
+        faiss.omp_set_num_threads(threads)
+        flat = faiss.IndexFlatIP(width)
+        half = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        half.train(rows[:1000].float().numpy())
+        for start in range(0, count, 65536):
+            for index in (flat, half):
+                index.add(rows[start : start + 65536].float().numpy())
+        ways["faiss_flat_float32"] = lambda query: flat.search(query[None], K)[1][0]
+        ways["faiss_flat_float16"] = lambda query: half.search(query[None], K)[1][0]
+    if usearch := peer("usearch.index"):
+        ways["usearch_exact_float16"] = lambda query: np.asarray(
+            usearch.search(rows.numpy(), query[None].astype(np.float16), K, "ip", exact=True, threads=threads).keys
+        ).reshape(-1)
+    found = {name: np.stack([way(query) for query in queries]) for name, way in ways.items()}
+    turn = iter(range(10**9))
+
+    def one(way: Callable[[np.ndarray], np.ndarray]) -> Callable[[], None]:
+        return lambda: [way(queries[next(turn) % QUERIES]) for _ in range(3)] and None
+
+    limit = bandwidth(rows)
+    seconds = alternating_medians({name: one(way) for name, way in ways.items()}, repeats)
+    limit = max(limit, bandwidth(rows))
+    size = count * width * 2
+    ours = seconds["opencoca"]["median_s"] / 3
+    return {
+        "rows": count,
+        "width": width,
+        "bandwidth_gb_s": round(limit / 1e9, 2),
+        "sketch_s": round(sketch_s, 2),
+        "ways": {
+            name: {
+                "ms": round(timed["median_s"] / 3 * 1e3, 2),
+                "ms_fastest": round(timed["min_s"] / 3 * 1e3, 2),
+                "gb_s_of_float16": round(size / (timed["median_s"] / 3) / 1e9, 2),
+                "share_of_bandwidth": round(size / (timed["median_s"] / 3) / limit, 3),
+                "recall_at_10": round(recall(found[name], want), 5),
+                "times_opencoca": round(timed["median_s"] / 3 / ours, 2),
+            }
+            for name, timed in seconds.items()
+        },
+    }
+
+
+def pictures(count: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
+    """Embeddings float16 [count,E] of varied drawings, and the captions of the drawings."""
+    from opencoca.data.shards import ShardReader
+
+    predictor = load(MODEL)
+    size_px = predictor.config.model.vision.image_size_px
+    squares, captions = [], []
+    for folder, split in SHARDS:
+        reader = ShardReader(Path(__file__).parents[1] / folder, split)
+        samples = [reader[i] for i in range(len(reader))]
+        for batch in predictor.squares([sample.picture for sample in samples]):
+            squares.append(batch.squares)
+        captions += [sample.caption for sample in samples]
+    base = np.concatenate(squares)
+    base, captions = base[: max(count // 4, 64)], captions[: max(count // 4, 64)]
+    draws = np.random.default_rng(seed)
+    embeds = []
+    for start in range(0, count, 512):
+        chosen = np.arange(start, min(start + 512, count)) % len(base)
+        varied = np.stack([base[i] if start + j < len(base) else vary(base[i], draws) for j, i in enumerate(chosen)])
+        assert varied.shape[1:] == (size_px, size_px, 3)
+        for first in range(0, len(varied), predictor.batch_size):
+            embeds.append(predictor.encode_squares(varied[first : first + predictor.batch_size]).embed.half().numpy())
+    return np.concatenate(embeds), captions
+
+
+def vary(square: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+    """The square turned, mirrored, shifted, scaled and tinted by chance."""
+    from PIL import Image
+
+    size, angle, scale = square.shape[0], draws.uniform(-25, 25), draws.uniform(0.6, 1.15)
+    image = Image.fromarray(square[:, ::-1] if draws.random() < 0.5 else square)
+    image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
+    small = image.resize((max(8, int(size * scale)),) * 2)
+    out = Image.new("RGB", (size, size), (255, 255, 255))
+    left, top = ((size - small.width) // 2 + int(draws.integers(-6, 7)) for _ in range(2))
+    out.paste(small, (left, top))
+    values = np.asarray(out).astype(np.float32)
+    if draws.random() < 0.3:
+        values = values[..., draws.permutation(3)]
+    return np.clip(values * draws.uniform(0.8, 1.1, 3), 0, 255).astype(np.uint8)
+
+
+def approximate_part(count: int) -> dict[str, Any]:
+    """The quickest setting of each library that reaches recall@10 0.95, one query at a time in one thread."""
+    embeds, captions = pictures(count)
+    texts = sorted(set(captions))[:1000]
+    queries = load(MODEL).embed_texts(texts).numpy()
+    half = torch.from_numpy(embeds)
+    want = truth(half, queries, K)
+    full = embeds.astype(np.float32)
+    settings: list[tuple[str, dict[str, int], float, int, Callable[[np.ndarray], np.ndarray]]] = []
+    if usearch := peer("usearch.index"):
+        for connectivity in (16, 32):
+            began = time.perf_counter()
+            graph = usearch.Index(ndim=embeds.shape[1], metric="ip", dtype="f16", connectivity=connectivity,
+                                  expansion_add=256)  # fmt: skip
+            graph.add(np.arange(count), embeds)
+            built = time.perf_counter() - began
+            for expansion in (32, 64, 128, 256, 512, 1024):
+
+                def ask(query: np.ndarray, graph: Any = graph, expansion: int = expansion) -> np.ndarray:
+                    graph.expansion_search = expansion
+                    return np.asarray(graph.search(query.astype(np.float16), K, threads=1).keys).reshape(-1)
+
+                settings.append(("usearch", {"connectivity": connectivity, "expansion": expansion}, built, 0, ask))
+    if hnswlib := peer("hnswlib"):
+        for connectivity in (16, 32):
+            began = time.perf_counter()
+            other = hnswlib.Index(space="ip", dim=embeds.shape[1])
+            other.init_index(count, M=connectivity, ef_construction=256)
+            other.add_items(full)
+            built = time.perf_counter() - began
+            for expansion in (32, 64, 128, 256, 512, 1024):
+
+                def ask(query: np.ndarray, graph: Any = other, expansion: int = expansion) -> np.ndarray:
+                    graph.set_ef(expansion)
+                    return graph.knn_query(query[None], K, num_threads=1)[0][0]
+
+                settings.append(("hnswlib", {"connectivity": connectivity, "expansion": expansion}, built, 0, ask))
+    if faiss := peer("faiss"):
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        width = embeds.shape[1]
+        hnsw = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+        lists = faiss.index_factory(width, "IVF1024,SQfp16", faiss.METRIC_INNER_PRODUCT)
+        for name, index, values in (
+            ("faiss_hnsw", hnsw, (32, 64, 128, 256, 512, 1024)),
+            ("faiss_ivf", lists, (8, 16, 32, 64, 128, 256)),
+        ):
+            if name == "faiss_hnsw":
+                index.hnsw.efConstruction = 256
+            began = time.perf_counter()
+            index.train(full)
+            index.add(full)
+            built = time.perf_counter() - began
+            for value in values:
+
+                def ask(query: np.ndarray, name: str = name, index: Any = index, value: int = value) -> np.ndarray:
+                    if name == "faiss_hnsw":
+                        index.hnsw.efSearch = value
+                    else:
+                        index.nprobe = value
+                    return index.search(query[None], K)[1][0]
+
+                settings.append((name, {"search": value}, built, 1, ask))
+    parts = [exact.Rows(half, exact.sketch_of(half))]
+    settings.append(("opencoca_exact", {}, 0.0, 0, lambda query: exact.nearest(parts, query, K, None)[0]))
+    curve: list[dict[str, Any]] = []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for name, setting, built, of_faiss, ask in settings:
+        if of_faiss:
+            peer("faiss").omp_set_num_threads(1)
+        found = np.stack([ask(query) for query in queries])
+        seconds = []
+        for query in queries[:300]:
+            began = time.perf_counter()
+            ask(query)
+            seconds.append(time.perf_counter() - began)
+        row = {"library": name, **setting, "build_s": round(built, 1), "recall_at_10": round(recall(found, want), 4),
+               "ms": round(statistics.median(seconds) * 1e3, 3)}  # fmt: skip
+        print(row, flush=True)
+        curve.append(row)
+    torch.set_num_threads(threads)
+    best: dict[str, Any] = {}
+    for row in sorted(curve, key=lambda row: row["ms"]):
+        if row["recall_at_10"] >= RECALL:
+            best.setdefault(row["library"], row)
+    return {"pictures": count, "distinct_drawings": len(captions), "queries": len(texts), "best": best, "curve": curve}
+
+
+def command_part(repeats: int) -> dict[str, Any]:
+    """Milliseconds of `coca search` on 400 pictures with a resident process, the process's start included."""
+    from opencoca.data.shards import ShardReader
+
+    reader = ShardReader(Path(__file__).parents[1] / "data/drawings", "test_seen")
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home) / "pictures"
+        folder.mkdir()
+        for i in range(min(400, len(reader))):
+            (folder / f"{i}.png").write_bytes(reader[i].picture)
+        variables = {**os.environ, "XDG_CACHE_HOME": home, "XDG_RUNTIME_DIR": home}
+        words = [sys.executable, "-m", "opencoca", "search", str(folder), "a red flower", "--model", str(MODEL)]
+
+        def ask(*more: str) -> float:
+            began = time.perf_counter()
+            subprocess.run([*words, *more], env=variables, check=True, capture_output=True)
+            return (time.perf_counter() - began) * 1e3
+
+        first, second = ask(), ask()
+        ask("--resident")
+        warm = [ask() for _ in range(repeats)]
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        python = (time.perf_counter() - began) * 1e3
+        for line in Path("/proc").glob("[0-9]*/cmdline"):  # it would end by itself after a quarter of an hour
+            if f"opencoca.search.resident\0{folder}".encode() in _read(line):
+                os.kill(int(line.parent.name), 15)
+    return {
+        "first_ms": round(first),
+        "without_resident_ms": round(second),
+        "resident_ms": round(statistics.median(warm)),
+        "resident_ms_slowest": round(max(warm)),
+        "runs": repeats,
+        "bare_python_ms": round(python),
+    }
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+def peer(name: str) -> Any:
+    """A library that may not be there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", type=Path, help="a folder that pip installed the other libraries into")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--pictures", type=int, default=100_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--only", choices=("exact", "approximate", "command"))
+    args = parser.parse_args()
+    if args.peers:
+        sys.path.append(str(args.peers))
+    rows, count = (50_000, 3_000) if args.small else (args.rows, args.pictures)
+    figures: dict[str, Any] = {}
+    if args.only in (None, "exact"):
+        figures["exact"] = exact_part(rows, WIDTH, args.repeats)
+        print(figures["exact"], flush=True)
+    if args.only in (None, "command"):
+        figures["command"] = command_part(args.repeats)
+        print(figures["command"], flush=True)
+    if args.only in (None, "approximate"):
+        figures["approximate"] = approximate_part(count)
+    versions = {}
+    for name in ("faiss-cpu", "usearch", "hnswlib"):
+        if args.peers:
+            found = importlib.metadata.distributions(path=[str(args.peers)])
+            versions |= {one.name: one.version for one in found if one.name == name}
+    figures["peers"] = versions
+    if not args.small and args.only is None:
+        write_result("search", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""What a person does with the page: drop, caption, ask, classify, search, copy; on a desktop and on a phone."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tests import served
+from tests.browser import chromium
+from tests.served import TOKEN, Client, picture, serving
+
+WAIT_S = 20
+ATTACK = "<img src=x onerror=document.title='pwned'>"
+DROP = """
+const [target, name, data] = arguments;
+const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+const dropped = new DataTransfer();
+dropped.items.add(new File([bytes], name, { type: "image/png" }));
+const target_ = document.getElementById(target);
+for (const kind of ["dragover", "drop"])
+  target_.dispatchEvent(new DragEvent(kind, { dataTransfer: dropped, bubbles: true, cancelable: true }));
+"""
+PASTE = """
+const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
+const pasted = new DataTransfer();
+pasted.items.add(new File([bytes], "image.png", { type: "image/png" }));
+document.body.dispatchEvent(new ClipboardEvent("paste", { clipboardData: pasted, bubbles: true, cancelable: true }));
+"""
+
+
+class Folder:
+    """An index of 60 pictures, whose names and captions would be scripts if they were read as HTML."""
+
+    folder = Path("/pictures")
+
+    def __len__(self) -> int:
+        return 60
+
+    def search(self, query, k: int) -> list:
+        good = query != "nothing"
+        return [
+            SimpleNamespace(
+                id=i,
+                path=self.folder / f"{i}{ATTACK}.png",
+                score=0.5,
+                caption=f"{ATTACK} {query} {i}",
+                why=ATTACK,
+                good=good,
+            )
+            for i in range(min(k, 60))
+        ]
+
+    def thumbnail(self, id: int, size_px: int) -> bytes:
+        return picture(id, (40, 30), "JPEG")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    with serving(index=Folder()) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory):
+    started = chromium.start(tmp_path_factory.mktemp("chromium"))
+    yield started
+    started.quit()
+
+
+def until(driver, condition: str, *arguments):
+    """What a condition in JavaScript gives, once that is true."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(driver, WAIT_S, 0.05).until(
+        lambda d: d.execute_script(f"return {condition}", *arguments), condition
+    )
+
+
+def texts(driver, selector: str) -> list[str]:
+    return driver.execute_script(
+        "return [...document.querySelectorAll(arguments[0])].map((one) => one.textContent)", selector
+    )
+
+
+def write(driver, field: str, words: str) -> None:
+    found = driver.find_element("id", field)
+    found.clear()
+    found.send_keys(words + "\n")
+
+
+def press(driver, key: str) -> None:
+    from selenium.webdriver import ActionChains
+
+    ActionChains(driver).send_keys(key).perform()
+
+
+def open_page(driver, client: Client, size: tuple[int, int]) -> None:
+    chromium.resize(driver, size)
+    driver.get("about:blank")
+    driver.get_log("browser")
+    driver.get(f"http://127.0.0.1:{client.port}/")
+    until(driver, "document.documentElement.dataset.ready === 'true'")
+
+
+def assert_sound(driver) -> None:
+    """Nothing was logged, nothing ran, nothing sticks out sideways, and nothing came from elsewhere."""
+    assert not [line for line in driver.get_log("browser") if line["level"] == "SEVERE"]
+    assert driver.title == "OpenCoCa"
+    wide = driver.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wide <= 0
+    loaded = driver.execute_script("return performance.getEntriesByType('resource').map((one) => one.name)")
+    here = driver.execute_script("return location.origin")
+    assert loaded and all(name.startswith((here, f"blob:{here}")) for name in loaded), loaded
+
+
+@pytest.mark.parametrize("size", [chromium.DESKTOP, chromium.PHONE], ids=["desktop", "phone"])
+def test_a_person_describes_pictures(driver, client: Client, size: tuple[int, int], tmp_path: Path) -> None:
+    open_page(driver, client, size)
+    predictor = client.service.engine.predictor
+    driver.execute_script(DROP, "drop", f"{ATTACK}.png", base64.b64encode(picture(1)).decode())
+    wanted = predictor.caption([picture(1)])[0]
+    until(driver, "document.querySelector('.card .caption:not(.writing)')?.textContent")
+    assert texts(driver, ".card .caption") == [wanted] and texts(driver, ".card .name") == [f"{ATTACK}.png"]
+
+    (tmp_path / "chosen.png").write_bytes(picture(2))
+    driver.find_element("id", "files").send_keys(str(tmp_path / "chosen.png"))
+    driver.execute_script(PASTE, base64.b64encode(picture(3)).decode())
+    until(driver, "document.querySelectorAll('.card .caption:not(.writing)').length === 3")
+    assert texts(driver, "#how-many") == ["3 pictures"]
+    assert sorted(texts(driver, ".card .caption")) == sorted(predictor.caption([picture(i)])[0] for i in (1, 2, 3))
+
+    write(driver, "question", "red?")
+    until(driver, "document.querySelectorAll('.card .answer').length === 3")
+    assert texts(driver, ".card .answer b") == ["red?"] * 3
+
+    write(driver, "labels", f"red circle, {ATTACK}, cat")
+    until(driver, "document.querySelectorAll('.card .bars li').length === 9")
+    shown = texts(driver, ".card:first-child .bars .number")
+    assert sum(int(number.removesuffix(" %")) for number in shown) in (99, 100, 101)
+    assert ATTACK in texts(driver, ".card .bars .word")
+
+    driver.execute_cdp_cmd(
+        "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    )
+    driver.find_element("css selector", ".card:last-child .row button").click()
+    until(driver, "document.getElementById('toast').textContent === 'Copied'")
+    pasted = driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    assert pasted == texts(driver, ".card:last-child .caption")[0]
+    driver.find_element("id", "copy-all").click()
+    until(driver, "!document.getElementById('toast').hidden")
+    pasted = driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    assert len(pasted.splitlines()) == 3 and f"{ATTACK}.png\t{wanted}" in pasted
+
+    driver.find_element("css selector", ".card [aria-label^='Remove']").click()
+    until(driver, "document.querySelectorAll('.card').length === 2")
+    assert driver.execute_script("return document.activeElement.tagName") == "BUTTON"  # the focus isn't lost
+    assert_sound(driver)
+
+
+@pytest.mark.parametrize("size", [chromium.DESKTOP, chromium.PHONE], ids=["desktop", "phone"])
+def test_a_person_searches_the_folder(driver, client: Client, size: tuple[int, int]) -> None:
+    open_page(driver, client, size)
+    driver.find_element("id", "tab-search").click()
+    write(driver, "query", "a boat")
+    until(driver, "document.querySelector('.hit img')?.naturalWidth > 0")
+    assert texts(driver, ".hit .caption")[0] == f"{ATTACK} a boat 0"
+    until(driver, "scrollTo(0, document.body.scrollHeight), document.querySelectorAll('.hit').length === 60")
+    assert texts(driver, ".hit .caption") == [f"{ATTACK} a boat {i}" for i in range(60)]
+    driver.execute_script("scrollTo(0, 0)")
+    driver.find_elements("css selector", ".hit .row button")[1].click()
+    until(driver, "document.querySelector('.hit .caption')?.textContent.includes('id:0')")
+    write(driver, "query", "nothing")
+    until(driver, "document.getElementById('verdict').textContent.startsWith('No good match')")
+    assert_sound(driver)
+
+
+def test_a_broken_picture_is_named_on_its_card(driver, client: Client) -> None:
+    open_page(driver, client, chromium.DESKTOP)
+    driver.execute_script(DROP, "drop", "broken.png", base64.b64encode(b"no picture at all").decode())
+    said = until(driver, "document.querySelector('.card .problem')?.textContent")
+    assert said.startswith("This can't be read as a picture")
+
+
+def test_the_page_can_be_used_by_keyboard_and_read_aloud(driver, client: Client) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(driver, client, chromium.DESKTOP)
+    press(driver, Keys.TAB)
+    assert driver.switch_to.active_element.text == "Skip to the content"
+    reached = []
+    for _ in range(6):
+        press(driver, Keys.TAB)
+        reached.append(driver.switch_to.active_element.get_attribute("id") or driver.switch_to.active_element.text)
+    assert reached[:4] == ["API", "Policy", "tab-describe", "files"]
+    driver.find_element("id", "tab-describe").send_keys(Keys.ARROW_RIGHT)
+    assert driver.switch_to.active_element.get_attribute("id") == "tab-search"
+    assert (
+        driver.find_element("id", "search").is_displayed() and not driver.find_element("id", "describe").is_displayed()
+    )
+    driver.execute_script(DROP, "drop", "a.png", base64.b64encode(picture(1)).decode())
+    until(driver, "document.getElementById('status').textContent.startsWith('a.png: ')")  # the live region
+    nameless = """
+      return [...document.querySelectorAll("button, input, a, img")].filter((one) =>
+        !(one.labels?.length || one.textContent.trim() || one.getAttribute("aria-label") || one.hasAttribute("alt")
+          || one.getAttribute("aria-labelledby"))).map((one) => one.outerHTML)"""
+    assert driver.execute_script(nameless) == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_words_stand_out_from_their_ground(driver, client: Client, dark: bool) -> None:
+    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+    open_page(driver, client, chromium.DESKTOP)
+    names = ("ink", "quiet", "accent", "on-accent", "bad", "back", "card", "soft", "bad-soft")
+    found = driver.execute_script(
+        "const style = getComputedStyle(document.documentElement);"
+        "return arguments[0].map((name) => style.getPropertyValue('--' + name).trim())",
+        names,
+    )
+    colours = dict(zip(names, found, strict=True))
+    pairs = [("ink", "back"), ("ink", "card"), ("ink", "soft"), ("quiet", "back"), ("quiet", "card")]
+    pairs += [("accent", "back"), ("accent", "card"), ("on-accent", "accent"), ("bad", "bad-soft")]
+    for words, ground in pairs:
+        assert contrast(colours[words], colours[ground]) >= 4.5, (words, ground)  # WCAG 2.2, AA
+
+
+def contrast(one: str, other: str) -> float:
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    digits = colour.lstrip("#")
+    digits = "".join(2 * digit for digit in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_token_is_asked_for_once(driver) -> None:
+    with serving(served.predictor(), token=TOKEN) as client:
+        chromium.resize(driver, chromium.PHONE)
+        driver.get(f"http://127.0.0.1:{client.port}/")
+        until(driver, "document.getElementById('token').open")
+        write(driver, "token-value", "a wrong token, and long")
+        until(driver, "document.getElementById('token').open && !document.getElementById('token-wrong').hidden")
+        write(driver, "token-value", TOKEN)
+        until(driver, "document.documentElement.dataset.ready === 'true'")
+        assert not driver.find_element("id", "tabs").is_displayed()  # there is no folder to search
+        driver.execute_script(DROP, "drop", "a.png", base64.b64encode(picture(1)).decode())
+        until(driver, "document.querySelector('.card .caption:not(.writing)')?.textContent")
+
+
+def test_the_description_of_the_api_is_shown(driver, client: Client) -> None:
+    chromium.resize(driver, chromium.PHONE)
+    driver.get(f"http://127.0.0.1:{client.port}/docs")
+    until(driver, "document.documentElement.dataset.ready === 'true'")
+    assert {"POST/caption", "POST/v1/embeddings"} <= set(texts(driver, "h2"))
+    assert "`" not in html.unescape("".join(texts(driver, "#routes p")))
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert driver.execute_script(wide) <= 0
+    assert json.loads(client.ask("GET", "/openapi.json").body)["info"]["title"] == "OpenCoCa"

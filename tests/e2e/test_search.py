@@ -1,0 +1,140 @@
+"""`coca index` and `coca search` as a user has them, on drawn pictures and the model that ships."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.support import COLOURS, SHAPES, drawing
+
+from opencoca.search import client, places
+from opencoca.search.store import Store
+
+pytestmark = pytest.mark.timeout(120)
+WITHOUT_TORCH = """
+import sys
+from opencoca.cli.main import main
+code = main(sys.argv[1:])
+assert "torch" not in sys.modules
+sys.exit(code)
+"""
+SLOWLY = """
+import sys, time
+from opencoca.cli.main import main
+from opencoca.infer import captioning, predictor
+quick, made = captioning.of_features, predictor.Predictor.__init__
+def slow(*words):
+    time.sleep(1)
+    return quick(*words)
+def small(self, *words):
+    made(self, *words)
+    self.batch_size = 5
+captioning.of_features, predictor.Predictor.__init__ = slow, small
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `pics`, 24 drawings; the user's cache and sockets are here too."""
+    for colour in COLOURS:
+        for shape in SHAPES:
+            path = tmp_path / "pics" / shape / f"{colour}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawing(colour, shape, size_px=72).save(path)
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def coca(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "opencoca", *words], capture_output=True, text=True, timeout=100)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_index_search_sort_and_go_on_after_a_kill(home: Path) -> None:
+    place = places.cached(home / "pics")
+    words = ["index", "pics", "--model", "drawings"]
+    victim = subprocess.Popen([sys.executable, "-c", SLOWLY, *words], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while (found := Store.open(home / "pics", place)) is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert found is not None and 0 < len(found) < 24
+    refused = coca("index", "pics", code=2)
+    assert "another process is indexing pics" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    meanwhile = coca("search", "pics", "red", "circle", "--no-update")
+    assert "of 24 pictures; the others aren't indexed yet" in meanwhile.stderr and meanwhile.stdout
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    found = Store.open(home / "pics", place)
+    assert found is not None
+    kept = len(found)
+    facts = json.loads(coca(*words, "--json").stdout)
+    assert (facts["pictures"], facts["known"], facts["new"]) == (24, kept, 24 - kept)
+    assert not [path for path in place.iterdir() if path.name.startswith((".partial", "work"))]
+
+    albums = json.loads(coca("index", "pics", "--albums", "--albums-count", "4", "--json").stdout)
+    assert sum(len(album["paths"]) for album in albums) == 24 and all(album["title"] for album in albums)
+    (home / "pics" / "copy.png").write_bytes((home / "pics" / "bar" / "red.png").read_bytes())
+    groups = coca("index", "pics", "--duplicates", "--threshold", "0.9999").stdout.strip().split("\n\n")
+    assert any({"pics/copy.png", "pics/bar/red.png"} <= set(group.splitlines()) for group in groups)
+
+
+def test_pictures_sums_filters_pages_and_a_resident_process(home: Path) -> None:
+    found = json.loads(coca("search", "pics", "pics/circle/red.png", "--top", "2", "--json").stdout)
+    assert found[0]["path"] == "pics/circle/red.png" and found[0]["good"]
+    assert found[0]["score"] == pytest.approx(1, abs=1e-3)
+    words = ["search", "pics", "pics/circle/red.png", "+", "green", "-", "red", "--within", "circle", "--json"]
+    first = coca(*words, "--resident", "--html", "page.html")
+    assert all(hit["path"].startswith("pics/circle/") for hit in json.loads(first.stdout))
+    page = (home / "page.html").read_text()
+    assert page.count("data:image/jpeg") == 6 and "<script" not in page
+    try:
+        quick = subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, timeout=60
+        )
+        assert (quick.returncode, quick.stdout) == (0, first.stdout), quick.stderr
+        drawing("pink", "circle", " on the left").save(home / "pics" / "circle" / "new.png")
+        again = json.loads(coca(*words).stdout)
+        assert len(again) == 7  # the resident process notices what changed
+        [socket_file] = (home / "run").glob("*/*.sock")
+        assert socket_file.parent.stat().st_mode & 0o077 == 0
+        refused = coca("search", "pics", "nosuch.png", code=2)
+        assert "nosuch.png does not exist" in refused.stderr
+    finally:
+        end_resident(home)
+    socket_file.parent.chmod(0o755)
+    assert "is open to others" in coca(*words, code=2).stderr
+
+
+def test_a_resident_process_ends_by_itself(home: Path) -> None:
+    coca("search", "pics", "red")
+    place = places.cached(home / "pics")
+    client.start(home / "pics", place, None, idle_minutes=0.01)
+    file = client.socket_file(place, None)
+    deadline = time.monotonic() + 20
+    while file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not file.exists()
+    assert client.ask(place, None, {"ping": True}) is None
+
+
+def end_resident(home: Path) -> None:
+    """Ends the resident process of this test by its command line, which names its own folder."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"opencoca.search.resident" in line and os.fsencode(home) in line:
+            os.kill(int(folder.name), signal.SIGTERM)
