@@ -4,7 +4,8 @@ Exact: the best 10 of unit-norm rows, one query at a time, in turn, medians; rec
 this machine's memory bandwidth, measured in the same run as the fastest of several ways to read memory; rates are of
 the rows' float16 bytes. Approximate: text queries among picture embeddings of the model that ships, made of drawings
 that are turned, mirrored, shifted, scaled and tinted; the quickest setting of each library that reaches the recall.
-Command: `coca search` with a resident process, the process's start included.
+Indexing: 10,000 files against
+`Predictor.embed_images` of the same. Command: `coca search` with a resident process, the process's start included.
 
     pip install --target /tmp/peers faiss-cpu usearch hnswlib
     python benchmarks/search.py --peers /tmp/peers           about 20 minutes on 2 cores, and 9 GB of memory
@@ -273,6 +274,53 @@ def approximate_part(count: int) -> dict[str, Any]:
     return {"pictures": count, "distinct_drawings": len(captions), "queries": len(texts), "best": best, "curve": curve}
 
 
+def indexing_part(count: int) -> dict[str, Any]:
+    """Pictures a second of `Predictor.embed_images` and of indexing the same files, and what indexing adds to memory."""
+    import resource
+
+    from PIL import Image
+
+    from opencoca.data.shards import ShardReader
+    from opencoca.search.update import update
+
+    predictor = load(MODEL)
+    reader = ShardReader(Path(__file__).parents[1] / SHARDS[0][0], SHARDS[0][1])
+    samples = [reader[i].picture for i in range(min(len(reader), 2000))]
+    base = np.concatenate([batch.squares for batch in predictor.squares(samples)])
+    draws = np.random.default_rng(1)
+    rates: dict[str, list[float]] = {"predictor": [], "index": []}
+    with tempfile.TemporaryDirectory() as home:
+        folder = Path(home) / "pictures"
+        for i in range(count):
+            file = folder / f"{i // 1000}" / f"{i}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(vary(base[i % len(base)], draws)).save(file)
+        files = sorted(folder.rglob("*.png"))
+        predictor.embed_images(files[:256])
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for turn in range(3):
+            began = time.perf_counter()
+            update(folder, predictor, "drawings", index=Path(home) / f"index{turn}")
+            rates["index"].append(count / (time.perf_counter() - began))
+            if turn == 0:
+                grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            began = time.perf_counter()
+            predictor.embed_images(files)
+            rates["predictor"].append(count / (time.perf_counter() - began))
+        began = time.perf_counter()
+        update(folder, predictor, "drawings", index=Path(home) / "index0")
+        again = time.perf_counter() - began
+    index, alone = (statistics.median(rates[name]) for name in ("index", "predictor"))
+    return {
+        "pictures": count,
+        "index_per_s": round(index, 1),
+        "predictor_per_s": round(alone, 1),
+        "share": round(index / alone, 3),
+        "memory_added_mb": round(grown / 1024, 1),
+        "nothing_new_s": round(again, 3),
+    }
+
+
 def command_part(repeats: int) -> dict[str, Any]:
     """Milliseconds of `coca search` on 400 pictures with a resident process, the process's start included."""
     from opencoca.data.shards import ShardReader
@@ -332,7 +380,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--only", choices=("exact", "approximate", "command"))
+    parser.add_argument("--only", choices=("exact", "approximate", "indexing", "command"))
     args = parser.parse_args()
     if args.peers:
         sys.path.append(str(args.peers))
@@ -341,6 +389,9 @@ def main() -> None:
     if args.only in (None, "exact"):
         figures["exact"] = exact_part(rows, WIDTH, args.repeats)
         print(figures["exact"], flush=True)
+    if args.only in (None, "indexing"):
+        figures["indexing"] = indexing_part(500 if args.small else 10_000)
+        print(figures["indexing"], flush=True)
     if args.only in (None, "command"):
         figures["command"] = command_part(args.repeats)
         print(figures["command"], flush=True)

@@ -295,8 +295,8 @@ class Config:
     def __post_init__(self) -> None:
         require(
             self.model.pair_bias == (self.loss.contrastive == "sigmoid"),
-            f"loss.contrastive {self.loss.contrastive} doesn't go with model.pair_bias {self.model.pair_bias}: the sigmoid "
-            "loss, and it alone, trains a bias; set both",
+            f"loss.contrastive {self.loss.contrastive} doesn't go with model.pair_bias {self.model.pair_bias}: the "
+            "sigmoid loss, and it alone, trains a bias; set both",
         )
 
     def to_dict(self) -> dict[str, Any]:

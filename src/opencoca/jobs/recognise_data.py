@@ -15,7 +15,7 @@ from opencoca.errors import DataError
 from opencoca.jobs.finetune_data import Chosen, split_by_picture
 
 FEWEST = 2  # pictures of a label, so that one may be held out
-NAMED = 5
+MOST_VAL = 2000  # pictures that settings are chosen by
 
 
 class Labelled(NamedTuple):
@@ -68,7 +68,7 @@ def open_labels(data: str, field: str | None = None, share: float = 0.1, most: i
     if val is None:
         train, val = _held_out(train, share)
         _require_two(train, data)
-    train = train.spread(most)
+    train, val = train.spread(most), val.spread(MOST_VAL)
     labels = tuple(sorted(set(train.labels)))
     return Pictures(train, _known(val, labels), None if test is None else _known(test, labels), labels)
 

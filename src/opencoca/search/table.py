@@ -65,6 +65,7 @@ class Table:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
+        self._bad_paths = {path for (path,) in self._all("SELECT path FROM bad")}
 
     @classmethod
     def opened(cls, file: Path) -> Table:
@@ -186,7 +187,7 @@ class Table:
     def put_file(self, seen: Seen, row: int) -> None:
         """The file is there, with the contents of this row."""
         path = os.fsencode(seen.path)
-        self._do("DELETE FROM bad WHERE path = ?", (path,))
+        self._not_bad(path)
         self._do(
             "INSERT INTO files(path, modified_ns, bytes, row) VALUES (?, ?, ?, ?) ON CONFLICT(path) "
             "DO UPDATE SET modified_ns = excluded.modified_ns, bytes = excluded.bytes, row = excluded.row",
@@ -194,7 +195,7 @@ class Table:
         )
 
     def move_file(self, id_: int, seen: Seen) -> None:
-        self._do("DELETE FROM bad WHERE path = ?", (os.fsencode(seen.path),))
+        self._not_bad(os.fsencode(seen.path))
         values = (os.fsencode(seen.path), seen.modified_ns, seen.bytes, id_)
         self._do("UPDATE files SET path = ?, modified_ns = ?, bytes = ? WHERE id = ?", values)
 
@@ -202,12 +203,13 @@ class Table:
         path = os.fsencode(seen.path)
         self._do("DELETE FROM files WHERE path = ?", (path,))
         self._do("INSERT OR REPLACE INTO bad VALUES (?, ?, ?, ?)", (path, seen.modified_ns, seen.bytes, reason))
+        self._bad_paths.add(path)
 
     def remove(self, paths: Sequence[str]) -> None:
         """These files are gone."""
         for path in map(os.fsencode, paths):
             self._do("DELETE FROM files WHERE path = ?", (path,))
-            self._do("DELETE FROM bad WHERE path = ?", (path,))
+            self._not_bad(path)
 
     def forget_unused(self) -> None:
         """Removes contents that no file has any more."""
@@ -218,6 +220,11 @@ class Table:
         with self._lock:
             for statement in RENUMBER.split(";"):
                 self._connection.execute(statement)
+
+    def _not_bad(self, path: bytes) -> None:
+        if path in self._bad_paths:
+            self._do("DELETE FROM bad WHERE path = ?", (path,))
+            self._bad_paths.discard(path)
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         with self._lock:
