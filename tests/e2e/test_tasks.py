@@ -15,7 +15,7 @@ from opencoca import checkpoint, recipes
 from opencoca.cli.main import main
 from opencoca.model.init import build
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 BASE_CONTEXT = 64  # the tiny tokenizer has no words of questions
 
 
@@ -71,7 +71,7 @@ def questions(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def asked(base: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("vqa")
-    words = ["vqa", str(questions), "--from", str(base), "--run", str(run), "--steps", "100", "--rate", "4e-3"]
+    words = ["vqa", str(questions), "--from", str(base), "--run", str(run), "--steps", "50", "--rate", "4e-3"]
     changes = ["optim.part_rates=[]", "data.clump_size=2"]
     assert main([*words, "--batch", "32", "--set", *changes]) == 3  # one row was skipped
     return run

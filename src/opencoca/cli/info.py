@@ -11,7 +11,10 @@ from tyro.conf import Positional, arg
 from opencoca.cli.main import DONE, Flag
 
 if TYPE_CHECKING:
+    from opencoca.config import HeadConfig
     from opencoca.loading import Opened
+
+SHOWN_LABELS = 20
 
 
 @dataclass(frozen=True)
@@ -78,11 +81,19 @@ def describe(opened: Opened) -> dict[str, Any]:
         "vocabulary": text.vocab_size,
         "context_length": text.context_length,
         "embed_dim": config.model.embed_dim,
+        "heads": {head.name: _head(head) for head in config.model.heads},
         "generation": asdict(config.generation),
         "trained_steps": state.get("step"),
         "planned_steps": config.optim.steps,
         "metrics": state.get("metrics", {}),
     }
+
+
+def _head(head: HeadConfig) -> str:
+    """What a head chooses among, and from what."""
+    more = ", ..." if len(head.labels) > SHOWN_LABELS else ""
+    what = "the encoder" if head.reads == "encoder" else "the decoder"
+    return f"{len(head.labels)} labels from {what}: {', '.join(head.labels[:SHOWN_LABELS])}{more}"
 
 
 def _print(facts: Mapping[str, Any]) -> None:

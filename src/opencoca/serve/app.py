@@ -9,6 +9,7 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
+from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,7 +17,7 @@ from opencoca.errors import DataError
 from opencoca.serve import schemas
 from opencoca.serve.api import DEFINITIONS, ERRORS, answer, make_router, takes, while_there
 from opencoca.serve.bodies import read
-from opencoca.serve.errors import handle_errors
+from opencoca.serve.errors import handle_errors, refusal
 from opencoca.serve.gate import PAGE_HEADERS, STATIC, Gate, RefusedError, invalid
 from opencoca.serve.service import Service
 
@@ -39,12 +40,14 @@ def make_app(service: Service) -> Gate:
         telemetry=TELEMETRY,
     )
     handle_errors(app)
-    app.include_router(make_router(service))
+    router = make_router(service)
+    app.include_router(router)
     _add_search(app, service)
     _add_health(app, service)
     app.openapi()["components"]["schemas"].update(DEFINITIONS)
     _add_page(app, json.dumps(app.openapi()).encode())
-    return Gate(app, service.settings, service.metrics)
+    direct = {route.path: route.endpoint for route in router.routes if isinstance(route, APIRoute)}
+    return Gate(app, service.settings, service.metrics, direct, refusal)
 
 
 def _add_search(app: FastAPI, service: Service) -> None:

@@ -11,9 +11,12 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import Response
 
 from opencoca.serve.metrics import Metrics
 from opencoca.serve.settings import LOOPBACK_NAMES, Settings
@@ -21,6 +24,7 @@ from opencoca.serve.settings import LOOPBACK_NAMES, Settings
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 PUBLIC = frozenset(("/", "/docs", "/openapi.json", "/policy", "/livez", "/readyz"))
 STATIC = "/static/"
@@ -59,10 +63,23 @@ def invalid(message: str) -> RefusedError:
 
 
 class Gate:
-    """An ASGI application in front of another."""
+    """An ASGI application in front of another.
 
-    def __init__(self, app: Any, settings: Settings, metrics: Metrics) -> None:
+    direct: endpoints by path that are called with POST at once. The other application has them, too, and describes
+    them; finding the way through it takes longer than the rest of a request, the model apart.
+    translate: gives the answer to an error of an endpoint, or None for a bug.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        settings: Settings,
+        metrics: Metrics,
+        direct: Mapping[str, Endpoint],
+        translate: Callable[[Exception], RefusedError | None],
+    ) -> None:
         self._app, self._settings, self._limits, self._metrics = app, settings, settings.limits, metrics
+        self.direct, self.translate = direct, translate
         self._token = _digest(settings.token.encode()) if settings.token is not None else None
         self._hosts = {name.lower() for name in (*LOOPBACK_NAMES, settings.host, *settings.hosts)}
         self._held = 0  # bytes of bodies, of all requests
@@ -144,21 +161,29 @@ class _Exchange:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.headers, self.id = headers, given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         self.status, self.sent, self.got, self.whole, self.ended = 0, 0, 0, False, False
+        self.route = "other"
         scope.setdefault("state", {})["request_id"] = self.id
 
     async def run(self) -> None:
         cancelled = False
         try:
             self.gate.check(self.scope, self.headers)
-            await self.gate._app(self.scope, self.receive, self.send)
-        except RefusedError as refused:
-            await self.refuse(refused)
+            endpoint = self.gate.direct.get(self.scope["path"]) if self.scope["method"] == "POST" else None
+            if endpoint is None:
+                await self.gate._app(self.scope, self.receive, self.send)
+                self.route = getattr(self.scope.get("route"), "path", "other")
+            else:
+                self.route = self.scope["path"]
+                response = await endpoint(Request(self.scope, self.receive))
+                await response(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
             cancelled = True
             raise
-        except Exception:
-            log.exception("a request failed", extra={"fields": {"id": self.id}})
-            await self.refuse(RefusedError(500, "bug", "the server has failed; its log says more"))
+        except Exception as error:
+            refused = self.gate.translate(error)
+            if refused is None:
+                log.exception("a request failed", extra={"fields": {"id": self.id}})
+            await self.refuse(refused or RefusedError(500, "bug", "the server has failed; its log says more"))
         finally:
             self.gate.let_go(self.got)
             self.note(cancelled)
@@ -239,18 +264,17 @@ class _Exchange:
 
     def note(self, cancelled: bool) -> None:
         """Logs and counts the request. Its path is in neither, but the route's: paths are of users' making."""
-        route = getattr(self.scope.get("route"), "path", "other")
         seconds = time.monotonic() - self.began
         metrics = self.gate._metrics
-        metrics.requests.labels(route, str(self.status)).inc()
-        metrics.seconds.labels(route).observe(seconds)
+        metrics.requests.labels(self.route, str(self.status)).inc()
+        metrics.seconds.labels(self.route).observe(seconds)
         metrics.received.inc(self.got)
         client = self.scope.get("client")
         fields = {
             "id": self.id,
             "client": client[0] if client else None,
             "method": self.scope["method"] if self.scope["method"].isalpha() else "other",
-            "route": route,
+            "route": self.route,
             "status": self.status,
             "whole": self.ended and not cancelled,
             "ms": round(1000 * seconds, 1),
