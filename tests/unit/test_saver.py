@@ -186,7 +186,7 @@ def test_what_changes_no_result_may_change_between_runs(tmp_path, section, field
         ("data", "batch_size", 4),
         ("data", "shuffle_window", 2),
         ("data", "flip", True),
-        ("loss", "contrastive", "sigmoid"),
+        ("loss", "contrastive_weight", 0.5),
         ("loss", "multi_positive", True),
         ("optim", "frozen", ("encoder",)),
     ],
