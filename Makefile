@@ -1,12 +1,13 @@
 # Everything a developer types. `make demo` and `make test` each work as the first command on a fresh clone.
 # Override on the command line: PYTHON=python3.12, VENV=/elsewhere, ARGS="--help" (for demo), PYTEST_ARGS="-k tokenizer",
-# PIP_ARGS= (shows the progress of downloads).
+# PIP_ARGS= (shows the progress of downloads), TEST_JOBS=8 (processes that test side by side).
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 PYTEST_ARGS ?=
 PIP_ARGS ?= --quiet
+TEST_JOBS ?= 2
 BIN := $(VENV)/bin
 STEP = @echo ==
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -27,7 +28,7 @@ demo: $(VENV)/.installed-demo ## train a model on real pictures in minutes, and 
 
 test: check ## what CI runs: check, then every test that is not slow (under 10 minutes on 2 cores)
 	$(STEP) 'pytest, without the slow ones'
-	@$(BIN)/pytest -q -m 'not slow' $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(TEST_JOBS) -m 'not slow' $(PYTEST_ARGS)
 
 test-all: check ## check, then every test, the long ones too
 	$(STEP) 'pytest, all'

@@ -4,8 +4,8 @@ Exact: the best 10 of unit-norm rows, one query at a time, in turn, medians; rec
 this machine's memory bandwidth, measured in the same run as the fastest of several ways to read memory; rates are of
 the rows' float16 bytes. Approximate: text queries among picture embeddings of the model that ships, made of drawings
 that are turned, mirrored, shifted, scaled and tinted; the quickest setting of each library that reaches the recall.
-Indexing: 10,000 files against
-`Predictor.embed_images` of the same. Command: `coca search` with a resident process, the process's start included.
+Indexing: 10,000 files, against `Predictor.embed_images` of the same. Command: `coca search` with a resident process,
+the start of its own process included.
 
     pip install --target /tmp/peers faiss-cpu usearch hnswlib
     python benchmarks/search.py --peers /tmp/peers           about 20 minutes on 2 cores, and 9 GB of memory
@@ -275,7 +275,7 @@ def approximate_part(count: int) -> dict[str, Any]:
 
 
 def indexing_part(count: int) -> dict[str, Any]:
-    """Pictures a second of `Predictor.embed_images` and of indexing the same files, and what indexing adds to memory."""
+    """Pictures a second of `Predictor.embed_images` and of indexing the same files; what indexing adds to memory."""
     import resource
 
     from PIL import Image

@@ -136,15 +136,19 @@ def saturate(port: int, task: str, clients: int, seconds: float, reply: Connecti
     waiting, statuses, ended = itertools.cycle(requests_of(task)), Counter(), []
 
     async def one(until: float) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < until:
-            status = await ask(reader, writer, next(waiting))
-            statuses[status] += 1
-            if status == 200:
-                ended.append(time.perf_counter())
-            else:
-                await asyncio.sleep(0.05)
-        writer.close()
+            try:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                while time.perf_counter() < until:
+                    status = await ask(reader, writer, next(waiting))
+                    statuses[status] += 1
+                    if status == 200:
+                        ended.append(time.perf_counter())
+                    else:
+                        await asyncio.sleep(0.05)
+                writer.close()
+            except (OSError, asyncio.IncompleteReadError):
+                statuses["cut"] += 1
 
     async def all_of_them() -> None:
         until = time.perf_counter() + seconds

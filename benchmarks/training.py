@@ -123,7 +123,7 @@ class ContrastiveOnly(Task):
 
 
 def coca_over_contrastive(name: str, count: int, repeats: int) -> dict[str, Any]:
-    """C6: a CoCa step over a contrastive-only step of one model: the second decoder half and the head lie idle in it."""
+    """C6: a CoCa step over a contrastive-only step of one model, whose other half lies idle meanwhile."""
     model = recipes.get(f"open_clip.{name}").model
     generator = torch.Generator().manual_seed(1)
     size = model.vision.image_size_px

@@ -339,7 +339,7 @@ def test_a_bug_is_answered_without_its_words_and_logged(caplog: pytest.LogCaptur
 def test_the_log_has_one_line_of_json_and_nothing_of_the_request(caplog: pytest.LogCaptureFixture) -> None:
     from opencoca.serve.logs import JsonLines
 
-    with serving(token=TOKEN) as client, caplog.at_level("INFO", "opencoca.serve"):
+    with caplog.at_level("INFO", "opencoca.serve"), serving(token=TOKEN) as client:
         client.post(
             "/ask?question=private", picture(), {"Authorization": f"Bearer {TOKEN}", "X-Request-Id": 'a"\n'[:2]}
         )

@@ -35,10 +35,10 @@ IDLE_MINUTES = 15.0
 class Args:
     """Find the pictures of a folder that fit words, a picture, or a sum of both.
 
-    Prints the best pictures, the best first: path, a tab, score (the cosine similarity); on a terminal, a table that
-    says why each matched. What the model saw in each picture is kept in an index (see `coca index`), so that the next
-    search there is quick. Where nothing fits better than unrelated words do, a line says so. A query may add and
-    subtract: "red car" + ref.jpg - night. A picture that can't be read is named and skipped (exit code 3).
+    Prints the best pictures, the best first: path, a tab, score (the cosine similarity); on a terminal, also why each
+    matched. What the model saw in each picture is kept in an index (see `coca index`), so that the next search there is
+    quick. Where nothing fits better than what unrelated queries find, a line says so. A query may add and subtract, as
+    in: "red car" + ref.jpg - night. A picture that can't be read is named and skipped (exit code 3).
 
     Examples:
       coca search holiday/ "a boat on a lake"
@@ -57,7 +57,7 @@ class Args:
     top: int = 10
     """How many pictures to show."""
     good: Flag = False
-    """Leave out pictures that fit no better than unrelated words do."""
+    """Leave out pictures that fit no better than what unrelated queries find."""
     blend: float = 0.0
     """How much the captions' words count, from 0 to 1 (needs captions: see `coca index`)."""
     after: Day = ""
@@ -240,8 +240,8 @@ def _show(args: Args, query: str, answer: Answer) -> None:
         what = f"{answer.indexed:,} of {answer.total:,} pictures"
         print(f"searched {what}; the others aren't indexed yet", file=sys.stderr)
     if not any(hit.good for hit in answer.hits):
-        best = f"the nearest picture has {answer.hits[0].score:.3f}, and " if answer.hits else ""
-        print(f"no good match: {best}unrelated words reach {answer.level:.3f} here", file=sys.stderr)
+        best = f"the nearest picture has {answer.hits[0].score:.3f}" if answer.hits else "no picture passes"
+        print(f"no good match: {best}; unrelated queries reach {answer.level:.3f} here", file=sys.stderr)
     if args.html or args.open:
         _page(args, query, answer, hits)
 

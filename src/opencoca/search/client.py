@@ -53,7 +53,8 @@ def ask(index: Path, model: str | None, request: dict[str, Any]) -> dict[str, An
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(ANSWER_S)
         try:
-            connection.connect(os.fspath(file))
+            with contextlib.chdir(file.parent):  # a socket's path may have some 100 bytes only
+                connection.connect(file.name)
             send(connection, request)
             found = receive(connection)
         except (OSError, ValueError):  # it ended, or ends just now

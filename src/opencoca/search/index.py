@@ -221,7 +221,7 @@ def _hit(query: Query, picture: Picture, score: float) -> Hit:
     said = [word for word in dict.fromkeys(picture.caption.casefold().split()) if words(word) & shared]
     why = f"similarity {score:.3f}"
     if query.level > -1:
-        why += f" ({'above' if score >= query.level else 'below'} {query.level:.3f}, which unrelated ones reach)"
+        why += f" (unrelated queries reach {query.level:.3f})"
     if said:
         why = f"its caption says {', '.join(said)}; {why}"
-    return Hit(picture.id, picture.path, score, picture.caption, why, score >= query.level)
+    return Hit(picture.id, picture.path, min(score, 1.0), picture.caption, why, score >= query.level)

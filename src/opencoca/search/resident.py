@@ -101,7 +101,8 @@ def main(words: list[str]) -> int:
     path = Path(file)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         path.unlink(missing_ok=True)  # whoever comes later takes over; the other one ends by itself
-        listener.bind(file)
+        with contextlib.chdir(path.parent):  # a socket's path may have some 100 bytes only
+            listener.bind(path.name)
         mine = path.stat().st_ino
         listener.listen(16)
         try:
