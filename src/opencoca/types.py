@@ -68,3 +68,9 @@ class CoCaOutput(NamedTuple):
     text_embed: Tensor
     decoded: Tensor
     scale: Tensor
+
+
+def caption_lengths(valid: Tensor) -> Tensor:
+    """Ids of each caption [B], up to the last valid one: CLIP's vocabulary has a word that counts as padding inside."""
+    seen = valid.cumsum(1)
+    return (valid.shape[1] + 1 - (seen == seen[:, -1:]).sum(1)) * valid.any(1)

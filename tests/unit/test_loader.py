@@ -21,6 +21,7 @@ from opencoca.errors import DataError
 from opencoca.losses import group_ids
 from opencoca.model.init import build
 from opencoca.train.task import Pretraining
+from opencoca.types import caption_lengths
 
 
 @pytest.fixture(autouse=True)
@@ -211,3 +212,8 @@ def test_the_recipe_feeds_the_model(tmp_path):
     batch = make(reader, batch_size=config.data.batch_size, text_buckets=config.data.text_buckets).batch(0)
     output = build(config.model)(normalised(batch.pixels, config.pixels), batch.ids, batch.valid, batch.buckets)
     assert output.image_embed.shape == (8, config.model.embed_dim) and output.decoded.isfinite().all()
+
+
+def test_a_caption_s_length_counts_a_padding_id_inside_it():
+    valid = torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
+    assert caption_lengths(valid).tolist() == [4, 5, 1, 0]

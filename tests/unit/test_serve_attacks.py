@@ -250,6 +250,8 @@ def test_no_path_leads_out(client: Client) -> None:
         "/../../etc/passwd",
         "/static",
         "/static/",
+        "/static/app.js/",
+        "/livez/",
     ):
         answer = client.ask("GET", path)
         assert answer.status in (404, 422), path

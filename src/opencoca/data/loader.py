@@ -25,7 +25,7 @@ from opencoca.data.sources.protocol import Source
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.data.workers import TIMEOUT_S, ReadAhead, ThreadPool, WorkerPool
 from opencoca.errors import DataError
-from opencoca.types import Batch, TextBucket
+from opencoca.types import Batch, TextBucket, caption_lengths
 
 CHUNK = 16  # samples that a worker reads at a time
 AHEAD_BYTES = 256 * 2**20  # what is read ahead at most, unless that is less than two chunks for each worker
@@ -239,7 +239,7 @@ class PairLoader:
         words = [hash64(row.tobytes()) for row in ids_BT.numpy()]
         drawn = [hash64(pair.drawing if pair.drawing is not None else f"key {pair.key}") for pair in pairs]
         labels_B2 = torch.from_numpy(np.array([words, drawn], dtype=np.uint64).T.view(np.int64))
-        lengths_B = valid_BT.sum(dim=1)
+        lengths_B = caption_lengths(valid_BT)
         order = torch.argsort(lengths_B, stable=True)
         put_in_order(pixels_BCHW, order.tolist())
         return Batch(

@@ -38,6 +38,10 @@ def pretrain(
 
     Raises: DataError, ConfigError, CheckpointError or TrainingError, each with the repair.
     """
+    if config.optim.lora_rank:
+        raise ConfigError(
+            f"optim.lora_rank {config.optim.lora_rank} is for `coca finetune --lora`; set it to 0 to train whole matrices"
+        )
     with process_group(config.run.device) as ranks:
         source = open_training_source(config.data)
         tokenizer = shared_tokenizer(config, source, run, ranks)

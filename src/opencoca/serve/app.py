@@ -37,6 +37,7 @@ def make_app(service: Service) -> Gate:
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere; /docs is ours
         redoc_url=None,
         openapi_url=None,  # made once, below
+        redirect_slashes=False,  # a redirect is built from what the client says our name is
         telemetry=TELEMETRY,
     )
     handle_errors(app)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from opencoca.types import Batch, TextBucket
+from opencoca.types import Batch, TextBucket, caption_lengths
 
 
 def micro_batches(batch: Batch, most: int) -> Iterator[Batch]:
@@ -23,7 +23,7 @@ def micro_batches(batch: Batch, most: int) -> Iterator[Batch]:
         return
     count = -(-rows // most)
     edges = [rows * i // count for i in range(count + 1)]
-    lengths = batch.valid.sum(dim=1).tolist() if batch.buckets else []
+    lengths = caption_lengths(batch.valid).tolist() if batch.buckets else []
     for first, last in itertools.pairwise(edges):
         inside = [(max(first, b.first), min(last, b.last)) for b in batch.buckets]
         buckets = [TextBucket(a - first, z - first, max(lengths[a:z])) for a, z in inside if a < z]
@@ -33,7 +33,7 @@ def micro_batches(batch: Batch, most: int) -> Iterator[Batch]:
 
 def in_one_bucket(batch: Batch) -> Batch:
     """The batch with its captions in one run, as long as the longest."""
-    rows, longest = len(batch.keys), int(batch.valid.sum(dim=1).max())
+    rows, longest = len(batch.keys), int(caption_lengths(batch.valid).max())
     return batch._replace(buckets=(TextBucket(0, rows, longest),))
 
 
