@@ -40,7 +40,7 @@ def pretrain(
     """
     if config.optim.lora_rank:
         raise ConfigError(
-            f"optim.lora_rank {config.optim.lora_rank} is for `coca finetune --lora`; set it to 0 to train whole matrices"
+            f"optim.lora_rank {config.optim.lora_rank} is for `coca finetune --lora`; pretraining wants 0"
         )
     with process_group(config.run.device) as ranks:
         source = open_training_source(config.data)

@@ -64,7 +64,8 @@ def nearest(parts: Sequence[Rows], query: np.ndarray, k: int, keep: np.ndarray |
             least = float(bar[-1]) if len(bar) == k else -torch.inf
             found = (scores >= max(least - worst, LEAST)).nonzero()[:, 0]
             lower, upper = scores[found] - error[found], scores[found] + error[found]
-            bar = torch.cat((bar, lower[lower > least])).sort(descending=True).values[:k]
+            bar = torch.cat((bar, lower[lower > least]))
+            bar = bar.topk(min(k, len(bar))).values  # in descending order
             rows.append(found[upper >= least] + (first + start))
             uppers.append(upper[upper >= least])
         first += len(part.vectors)

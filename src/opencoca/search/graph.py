@@ -17,8 +17,8 @@ from opencoca.errors import DataError
 
 WORTH_IT = 1_000_000  # rows from which on a graph is made by itself
 CONNECTIVITY, EXPANSION_ADD = 32, 256
-EXPANSION = 256  # rows that a search keeps in view
-PROPOSED = 10  # times as many rows as are wanted are compared exactly
+EXPANSION = 128  # rows that a search keeps in view
+PROPOSED = 4  # times as many rows as are wanted are compared exactly
 
 
 class Graph(NamedTuple):
