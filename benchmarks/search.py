@@ -280,8 +280,13 @@ def approximate_part(count: int) -> dict[str, Any]:
             began = time.perf_counter()
             ask(query)
             seconds.append(time.perf_counter() - began)
-        row = {"library": name, **setting, "build_s": round(built, 1), "recall_at_10": round(recall(found, want, half, queries), 4),
-               "ms": round(statistics.median(seconds) * 1e3, 3)}  # fmt: skip
+        row = {
+            "library": name,
+            **setting,
+            "build_s": round(built, 1),
+            "recall_at_10": round(recall(found, want, half, queries), 4),
+            "ms": round(statistics.median(seconds) * 1e3, 3),
+        }
         print(row, flush=True)
         curve.append(row)
     torch.set_num_threads(threads)
