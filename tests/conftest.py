@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import signal
 import socket
 
 import pytest
@@ -29,6 +30,13 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_debug_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     """COCA_DEBUG of the developer's shell would change what commands print."""
     monkeypatch.delenv("COCA_DEBUG", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_is_heard() -> None:
+    """A shell starts what runs in its background deaf to SIGINT, and tests send that signal."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _is_loopback(host: str) -> bool:
