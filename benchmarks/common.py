@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from opencoca.checkpoint import write_atomically
+from opencoca.files import write_atomically
 from opencoca.jobs.quickstart import commit, processor_name
 from opencoca.train.machine import matmul_rate
 

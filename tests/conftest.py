@@ -5,8 +5,10 @@ from __future__ import annotations
 import ipaddress
 import signal
 import socket
+from collections.abc import Iterator
 
 import pytest
+import torch
 from hypothesis import settings
 
 settings.register_profile("opencoca", derandomize=True, deadline=None, print_blob=True)
@@ -30,6 +32,15 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_debug_switch(monkeypatch: pytest.MonkeyPatch) -> None:
     """COCA_DEBUG of the developer's shell would change what commands print."""
     monkeypatch.delenv("COCA_DEBUG", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small only lose by being shared between cores, four times over where something else runs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True, scope="session")

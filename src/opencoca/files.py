@@ -30,11 +30,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a file, text as UTF-8, whole or not at all, and makes its folder where there is none."""
+    """Writes a file, text as UTF-8 with its own newlines, whole or not at all, and makes its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         if isinstance(content, str):
-            partial.write_text(content, encoding="utf-8")
+            partial.write_text(content, encoding="utf-8", newline="")
         else:
             partial.write_bytes(content)
 

@@ -95,14 +95,6 @@ def variant(request) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def alone(variant) -> dict[str, np.ndarray]:
     found = steps(variant)

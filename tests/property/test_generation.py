@@ -5,7 +5,6 @@ import functools
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.plain_generation import NATS, SPECIAL, opinionated, picture_tokens, plain_greedy, plain_search
@@ -32,14 +31,6 @@ def model() -> CoCa:
 @functools.cache
 def tokens() -> Tensor:
     return picture_tokens(model(), PICTURES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @st.composite

@@ -1,7 +1,6 @@
 """What must hold of the losses for every batch, grouping and cut into ranks."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,15 +21,6 @@ from opencoca.losses import (
 
 SOME = settings(max_examples=40)
 EXACT = {"rtol": 0.0, "atol": 1e-12}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only lose by being shared between cores, four times over where something else runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random(*shape: int, seed: int) -> Tensor:

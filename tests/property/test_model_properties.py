@@ -1,7 +1,5 @@
 """What must hold of the model for every caption, padding, split into steps, and order of rows."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,15 +15,6 @@ EXACT = {"rtol": 0.0, "atol": 1e-12}  # worst measured: 4e-15, by the order of s
 SOME = settings(max_examples=25)
 TOKENS = st.integers(0, 319)
 CAPTIONS = st.lists(TOKENS, min_size=1, max_size=12)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only lose by being shared between cores, four times over where something else runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

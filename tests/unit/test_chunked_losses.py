@@ -1,7 +1,6 @@
 """The losses whose large matrix never exists as a whole, against the plain ones."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -15,14 +14,6 @@ from opencoca.losses.sweep import chunks
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 GROUPS = [None, [0, 1, 0, 2, 1, 3, 0], [4] * 7]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -42,15 +42,6 @@ def greedy(model, tokens, special, max_tokens, **options) -> list[Generated]:
     return beam_search(model, tokens, special, max_tokens, beams=1, **options)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only lose by being shared between cores, four times over where something else runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def wordy(model: CoCa) -> CoCa:
     """The model without a probability for pad and start, so that those of all captions add up to 1."""
     model.head = Stubborn(model.head, {SPECIAL.pad: -1e4, SPECIAL.start: -1e4})  # pyright: ignore[reportAttributeAccessIssue]

@@ -24,14 +24,6 @@ from opencoca.train.task import Pretraining
 from opencoca.types import caption_lengths
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**80])
 def test_any_integer_is_a_seed(seed):
     options = {"augmentation": Augmentation(max_shift_px=1), "patch_noise": 3}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -18,15 +17,6 @@ from opencoca.train.task import Pretraining
 from opencoca.types import Batch, TextBucket
 
 TEN = torch.tensor([10.0])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only lose by being shared between cores, four times over where something else runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def unit(rows: int, width: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

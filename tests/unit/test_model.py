@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -35,15 +34,6 @@ def all_random(module: nn.Module) -> nn.Module:
                 spread = parameter.shape[1] ** -0.5 if parameter.ndim == 2 else 0.3
                 parameter.copy_(spread * random(*parameter.shape, seed=seed) + ("norm" in name and "weight" in name))
     return module.eval()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small only lose by being shared between cores, four times over where something else runs."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(**pooler: object) -> ModelConfig:

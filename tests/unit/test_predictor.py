@@ -38,14 +38,6 @@ PICTURES = [drawing(colour, shape) for colour in COLOURS for shape in SHAPES][:1
 TEXTS = ["red square", "blue", "a green circle on the left of a picture", "pink bar", "\u00e9", "yellow triangle"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model():
     return build(CONFIG.model, seed=2)

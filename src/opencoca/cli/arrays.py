@@ -16,10 +16,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from opencoca.checkpoint import fsync, write_atomically
 from opencoca.cli.forms import JsonLines, Row
 from opencoca.cli.journal import Journal, about_file, check_same, facts_of
 from opencoca.errors import DataError
+from opencoca.files import fsync, write_atomically
 
 
 class ArrayFile:

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from opencoca.checkpoint import write_atomically
 from opencoca.cli.forms import Form, Row
 from opencoca.errors import DataError
+from opencoca.files import write_atomically
 
 VERSION = 1
 

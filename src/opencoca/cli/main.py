@@ -39,7 +39,6 @@ import dataclasses
 import difflib
 import errno
 import importlib
-import importlib.metadata
 import inspect
 import io
 import os
@@ -245,6 +244,8 @@ def _stdout_is_closed() -> bool:
 
 
 def _version() -> str:
+    import importlib.metadata  # 25 ms, which only who asks shall wait
+
     try:
         return importlib.metadata.version("opencoca")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree that was never installed

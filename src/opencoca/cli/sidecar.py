@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from opencoca.checkpoint import write_atomically
 from opencoca.cli.forms import shown
 from opencoca.cli.pictures import Skipped
 from opencoca.cli.xmp import Field, Xmp
 from opencoca.errors import DataError
+from opencoca.files import write_atomically
 
 
 class Sidecars:

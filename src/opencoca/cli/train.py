@@ -163,7 +163,7 @@ def _plan(args: Args, config: Config) -> int:
 
 
 def _launch(args: Args, config: Config) -> int:
-    from opencoca.checkpoint import write_atomically
+    from opencoca.files import write_atomically
     from opencoca.jobs import launch, plan
 
     nodes, nproc = args.nodes or 1, args.nproc or 8

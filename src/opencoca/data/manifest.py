@@ -1,7 +1,6 @@
 """The manifest of a folder of shards: what should be there."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -13,16 +12,6 @@ UNFINISHED = ".unfinished"  # stands in a folder while shards are written; witho
 MORE_CAPTIONS = "more_captions"  # among the attributes of a sample
 KEY = re.compile(r"\w[\w+-]{0,89}")  # with its extension below the 100 bytes that a plain tar header has room for
 SPLIT = re.compile(r"[a-z][a-z0-9_]{0,40}")
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes the names in a folder last, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read_manifest(folder: str | Path) -> dict:

@@ -17,10 +17,10 @@ from opencoca.data.manifest import (
     SPLIT,
     UNFINISHED,
     VERSION,
-    fsync_folder,
     read_manifest,
 )
 from opencoca.errors import DataError
+from opencoca.files import fsync, write_atomically
 
 MAGIC = {
     b"\x89PNG": "png",
@@ -91,9 +91,9 @@ class ShardWriter:
                 old = [self.folder / shard["file"] for shard in read_manifest(self.folder)["shards"]]
             (self.folder / UNFINISHED).touch()
             (self.folder / MANIFEST).unlink(missing_ok=True)
-            for leftover in [*old, *self.folder.glob(".*.part")]:
+            for leftover in [*old, *self.folder.glob(".*.part"), *self.folder.glob(".partial-*")]:
                 leftover.unlink(missing_ok=True)
-            fsync_folder(self.folder)
+            fsync(self.folder)
         except OSError as error:
             raise self._unwritable(error) from error
         return self
@@ -171,15 +171,10 @@ class ShardWriter:
         skipped = [{"key": key, "reason": reason} for key, reason in self.skipped]
         manifest = {"format": FORMAT, "version": VERSION, "source": self.source, "samples": samples}
         manifest |= {"skipped": skipped, "shards": shards}
-        fsync_folder(self.folder)  # the shards' names reach the disk before the manifest that vouches for them
-        temporary = self.folder / f".{MANIFEST}.{os.getpid()}.part"
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.folder / MANIFEST)
+        fsync(self.folder)  # the shards' names reach the disk before the manifest that vouches for them
+        write_atomically(self.folder / MANIFEST, json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
         (self.folder / UNFINISHED).unlink(missing_ok=True)
-        fsync_folder(self.folder)
+        fsync(self.folder)
 
 
 def extension_of(picture: bytes) -> str | None:

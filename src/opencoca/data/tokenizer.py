@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from opencoca.errors import CheckpointError, ConfigError, DataError
+from opencoca.files import write_atomically
 
 FILE_NAME = "tokenizer.json"
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -145,22 +146,8 @@ class Tokenizer:
 
         The file appears whole or not at all.
         """
-        target, text = _file(path), self.to_json()
-        part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        try:
-            with open(part, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-        if os.name == "posix":  # Windows can't open a folder to make the rename durable
-            folder = os.open(target.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        target = _file(path)
+        write_atomically(target, self.to_json())
         return target
 
     @classmethod

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opencoca.checkpoint import file_digest
 from opencoca.errors import CheckpointError
+from opencoca.files import file_digest
 from opencoca.interop.open_clip_folder import CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILES
 from opencoca.model_card import Origin
 

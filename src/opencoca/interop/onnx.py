@@ -29,11 +29,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from opencoca.checkpoint import fsync
 from opencoca.config import Config, ModelConfig
 from opencoca.data.clip_tokenizer import ClipTokenizer
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import CheckpointError, ConfigError
+from opencoca.files import fsync
 from opencoca.model.attention import KeysValues, KVCache
 from opencoca.model.coca import CoCa
 

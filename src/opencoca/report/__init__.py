@@ -6,10 +6,10 @@ README's), photograph the top of the page with any browser:
     chromium --headless --hide-scrollbars --screenshot=report.png --window-size=1200,900 file:///.../report.html
 """
 
-import os
 from pathlib import Path
 
 from opencoca.errors import OpenCoCaError
+from opencoca.files import write_atomically
 from opencoca.report.data import (
     Chart,
     Confusion,
@@ -44,24 +44,8 @@ def write(path: str | Path, data: ReportData) -> Path:
     Raises: OpenCoCaError if the file can't be written; what was there before is then untouched.
     """
     path = Path(path)
-    page = render(data).encode()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open("wb") as file:
-                file.write(page)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        if os.name == "posix":
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        write_atomically(path, render(data))
     except OSError as error:
         reason = error.strerror or error
         raise OpenCoCaError(f"can't write {path} ({reason}); free some space or choose another folder") from error

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from opencoca.checkpoint import write_atomically
 from opencoca.config import Config
 from opencoca.errors import ConfigError
+from opencoca.files import write_atomically
 
 SLOW_DATA = 0.1  # from this share of time spent waiting for data on, the console says so
 
