@@ -68,6 +68,7 @@ EVALUATIONS: dict[str, Entry] = {
     "openmoji/skin_tone": Entry(("smoke",), ("openmoji",), _SHARDS, _EMOJI),
     "openmoji/gender": Entry(("smoke",), ("openmoji",), _SHARDS, _EMOJI),
     "openmoji/captions": Entry(("smoke",), ("openmoji",), _SHARDS, _EMOJI),
+    "openmoji/binding": Entry(("robustness",), ("openmoji",), "opencoca.eval.binding:make", _EMOJI),
     "classes/zeroshot": Entry(("smoke", "paper"), ("classes",), _ZEROSHOT, _CLASSES),
     "pairs/retrieval": Entry(("smoke", "paper"), ("pairs",), _RETRIEVAL, _PAIRS),
     "pairs/captions": Entry(("smoke", "paper"), ("pairs",), _CAPTIONS, _PAIRS),
