@@ -31,6 +31,20 @@ def require_multiple(config: Any, name: str, unit_name: str) -> None:
     )
 
 
+def not_default(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass, and of those inside it, that differ from their default or have none."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found[field.name] = not_default(value)
+        elif field.default_factory is not dataclasses.MISSING and value == field.default_factory():
+            continue
+        elif field.default is dataclasses.MISSING or value != field.default:
+            found[field.name] = value
+    return found
+
+
 def build_tree(kind: Any, value: Any, path: str) -> Any:
     """Rebuilds dataclass `kind` from nested dicts, refusing what it doesn't know."""
     if dataclasses.is_dataclass(kind):

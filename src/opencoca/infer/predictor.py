@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from opencoca.config import Config
+from opencoca.config_tree import not_default
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import ConfigError, DataError
 from opencoca.infer import captioning, heads, likelihood, stream, zeroshot
@@ -57,13 +58,13 @@ class Predictor:
         return float(self.model.log_scale.detach().float().exp())
 
     def fingerprint(self) -> str:
-        """sha256 of all that an image embedding depends on besides the picture: weights and configuration."""
-        settings = {"model": dataclasses.asdict(self.config.model), "pixels": dataclasses.asdict(self.config.pixels)}
-        if not self.config.model.heads:
-            del settings["model"]["heads"]  # so that models from before there were heads keep their fingerprints
-        if not self.config.model.time_positions:
-            del settings["model"]["time_positions"]  # likewise
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        """sha256 of all that a result depends on besides the input: weights, tokenizer and configuration.
+
+        Of the configuration, fields that have their default don't count: so a new one changes no older fingerprint.
+        """
+        settings = {"model": not_default(self.config.model), "pixels": not_default(self.config.pixels)}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=dataclasses.asdict).encode())
+        digest.update(self.tokenizer.fingerprint.encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
