@@ -30,6 +30,7 @@ from opencoca.errors import CheckpointError, DataError, TrainingError
 from opencoca.model.coca import CoCa
 from opencoca.train import loop
 from opencoca.train.metrics import ConsoleSink, JsonlSink, read_jsonl
+from opencoca.train.saver import Saver
 from opencoca.train.state import fresh_state
 from opencoca.train.step import update
 from opencoca.train.task import Outcome, Pretraining
@@ -339,6 +340,22 @@ def test_too_much_damage_ends_the_run_and_leaves_a_checkpoint(tmp_path):
         train_tiny(config, tmp_path / "run")
     assert "\n" not in str(caught.value) and "quarantine.jsonl" in str(caught.value)
     assert 1 <= checkpoint.load(tmp_path / "run", training=True).state["step"] < 12  # pyright: ignore
+
+
+def test_a_save_that_failed_in_the_background_ends_the_run_at_the_next_step(shards, tmp_path, monkeypatch):
+    """Not at the next save, which may be hours away."""
+    save = Saver.save
+
+    def saved(self, state):
+        save(self, state)
+        self._thread.join()  # so that it has failed by the next step
+
+    monkeypatch.setattr(Saver, "save", saved)
+    monkeypatch.setattr(checkpoint, "finish", lambda *_: (_ for _ in ()).throw(CheckpointError("the disk is full")))
+    config = short(shards, run={"async_save": True, "checkpoint_every_steps": 2})
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        train_tiny(config, tmp_path / "run")
+    assert rows(tmp_path / "run")[-1]["step"] == 3
 
 
 def test_a_finished_run_returns_at_once(shards, tmp_path, undisturbed):

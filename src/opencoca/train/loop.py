@@ -135,6 +135,7 @@ def train(
                 rate = config.optim.peak_lr * schedule(state.step - 1, config.optim)
                 _write(sinks, state, {**logged, "learning_rate": rate, **meter.rates(), **skips.check()})
             signals.agreed(sums)
+            saver.check()
             if evaluations and (done or _is_due(every.eval_every_steps, state.step)):
                 measure()
             if done or _is_due(every.checkpoint_every_steps, state.step):
