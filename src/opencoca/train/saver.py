@@ -58,7 +58,7 @@ class Saver:
         self._thread.start()
 
     def check(self) -> None:
-        """Returns at once. Raises: what a save that has ended meanwhile ran into; several ranks learn it at the next."""
+        """Returns at once. Raises: what a save that has ended ran into; several ranks learn it at the next."""
         if self._ranks.world == 1 and self._thread is not None and not self._thread.is_alive():
             self.wait()
 
