@@ -41,6 +41,8 @@ class Args:
       coca eval --data data/openmoji
       coca eval runs/mine --suite smoke --data openmoji=data/openmoji --report out.html
       coca eval runs/mine --suite paper --data coco=/data/coco imagenet=/data/imagenet/val --vs runs/other peer.json
+      coca eval runs/mine --suite robustness --data classes=photos val=photos-val --report out.html
+      coca eval runs/mine --groups people.csv
       coca eval --selfcheck
     """
 
@@ -54,6 +56,8 @@ class Args:
     """Where data are: NAME=PATH, or NAME=PATH#SPLIT, several; without a suite one folder of shards."""
     vs: Annotated[tuple[str, ...], arg(metavar="OTHER...", help_behavior_hint="")] = ()
     """Models to compare with, or results files (.json) of `coca eval` or of benchmarks/peer_results.py."""
+    groups: Annotated[Path | None, arg(metavar="TABLE", help_behavior_hint="")] = None
+    """A table of your own pictures for a bias audit: path, label or caption, and a column for each kind of group."""
     report: Annotated[Path | None, arg(help_behavior_hint="")] = None
     """Write a page with tables and plots here."""
     json: Json = None
@@ -85,7 +89,7 @@ def run(args: Args) -> int:
     model = args.model if args.name is None else args.name
     if args.selfcheck:
         return _selfcheck(args)
-    if args.suite is not None or args.only:
+    if args.suite is not None or args.only or args.groups is not None:
         return _suite(args, model)
     if args.vs or args.report or args.limit or any("=" in word for word in args.data):
         raise ConfigError("--vs, --report, --limit and --data NAME=PATH go with --suite; add --suite smoke or paper")
@@ -125,8 +129,10 @@ def _suite(args: Args, model: str | None) -> int:
 
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit {args.limit} must be 1 or more")
-    entries = registry.chosen(args.suite, args.only)
-    data = registry.parse_data(args.data)
+    alone = args.groups is not None and args.suite is None and not args.only
+    entries = registry.chosen(args.suite, ("groups/bias",) if alone else args.only)
+    places = args.data if args.groups is None else (*args.data, f"groups={args.groups}")
+    data = registry.parse_data(places)
     options = registry.Options(beams=args.beams, limit=args.limit, cache=_cache(args))
     outcomes = evaluate(model, args.vs, entries, data, options, _say)
     settings = {
@@ -222,4 +228,6 @@ def _say(line: str) -> None:
 
 
 def _cell(key: str, value: float) -> str:
-    return f"{value:.3f}" if key.startswith(("cider", "spider")) else f"{value:.1%}"
+    from opencoca.eval.results import COUNTS
+
+    return f"{value:.3f}" if key.startswith(COUNTS) else f"{value:.1%}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ class Captions:
     def __call__(self, predictor: Predictor) -> EvaluationResult:
         """Measures the model."""
         began, pictures = time.perf_counter(), self._pictures
-        made = self._captions(predictor)
+        made = captions_of(predictor, pictures.read, pictures.keys, pictures.stamp, self._options)
         reasons, captions = made["reasons"].tolist(), made["said"].tolist()
         places = [i for i, reason in enumerate(reasons) if not reason]
         unread = [(pictures.keys[i], reason) for i, reason in enumerate(reasons) if reason]
@@ -165,33 +166,36 @@ class Captions:
         }
         return EvaluationResult(self.name, figures, "cider_d", per_sample, keys, facts)
 
-    def _captions(self, predictor: Predictor) -> Arrays:
-        """What the model says of each picture, and the reason where it says nothing."""
-        pictures, beams = self._pictures, self._options.beams
 
-        def work(block: range) -> Arrays:
-            said, reasons = [""] * len(block), [""] * len(block)
-            files: list[tuple[int, bytes]] = []
-            for row, i in enumerate(block):
-                try:
-                    files.append((row, pictures.read(i).picture))
-                except DataError as error:
-                    reasons[row] = str(error)
-            bad: list[str] = []
-            rows = {id(file): row for row, file in files}
-            given = [file for _, file in files]
-            told = predictor.describe(given, beams=beams, on_bad=lambda _, error: bad.append(str(error)))
-            done = set()
-            for one in told:
-                row = rows[id(one.picture)]
-                said[row] = one.captions[0].text
-                done.add(row)
-            for (row, _), reason in zip([(r, f) for r, f in files if r not in done], bad, strict=True):
-                reasons[row] = reason
-            return {"said": np.array(said, dtype=str), "reasons": np.array(reasons, dtype=str)}
+def captions_of(
+    predictor: Predictor, read: Callable[[int], Sample], keys: Sequence[str], stamp: str, options: Options
+) -> Arrays:
+    """What the model says of each picture ("said"), and the reason where it says nothing ("reasons")."""
+    beams = options.beams
 
-        key = ("captions", fingerprint(predictor), pictures.stamp, beams, repr(predictor.config.generation))
-        return self._options.cache.in_blocks(key, len(pictures.keys), work, 128)
+    def work(block: range) -> Arrays:
+        said, reasons = [""] * len(block), [""] * len(block)
+        files: list[tuple[int, bytes]] = []
+        for row, i in enumerate(block):
+            try:
+                files.append((row, read(i).picture))
+            except DataError as error:
+                reasons[row] = str(error)
+        bad: list[str] = []
+        rows = {id(file): row for row, file in files}
+        given = [file for _, file in files]
+        told = predictor.describe(given, beams=beams, on_bad=lambda _, error: bad.append(str(error)))
+        done = set()
+        for one in told:
+            row = rows[id(one.picture)]
+            said[row] = one.captions[0].text
+            done.add(row)
+        for (row, _), reason in zip([(r, f) for r, f in files if r not in done], bad, strict=True):
+            reasons[row] = reason
+        return {"said": np.array(said, dtype=str), "reasons": np.array(reasons, dtype=str)}
+
+    key = ("captions", fingerprint(predictor), stamp, beams, repr(predictor.config.generation))
+    return options.cache.in_blocks(key, len(keys), work, 128)
 
 
 def make_retrieval(name: str, data: Data, options: Options) -> Retrieval:

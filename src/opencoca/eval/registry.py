@@ -57,7 +57,9 @@ _VARIANT = "opencoca.eval.classification:make_variant"
 _RETRIEVAL = "opencoca.eval.captioned:make_retrieval"
 _CAPTIONS = "opencoca.eval.captioned:make_captions"
 _SHARDS = "opencoca.eval.prepared:make"
+_HARD = "opencoca.eval.robustness"
 _CLASSES = "a folder per class, a CLIP_benchmark folder of tars, or a CSV with path and label"
+_ANY = f"{_CLASSES}, or shards, whose captions are then the classes"
 _WNIDS = "a folder per class named by its WordNet id (n01440764)"
 _PAIRS = "pictures with captions in any form that `coca data check` knows"
 _EMOJI = "shards of OpenMoji, as `coca quickstart` makes them"
@@ -72,12 +74,16 @@ EVALUATIONS: dict[str, Entry] = {
     "classes/zeroshot": Entry(("smoke", "paper"), ("classes",), _ZEROSHOT, _CLASSES),
     "pairs/retrieval": Entry(("smoke", "paper"), ("pairs",), _RETRIEVAL, _PAIRS),
     "pairs/captions": Entry(("smoke", "paper"), ("pairs",), _CAPTIONS, _PAIRS),
-    "imagenet/zeroshot": Entry(("paper",), ("imagenet",), _VARIANT, _WNIDS),
-    "imagenet-a/zeroshot": Entry(("paper",), ("imagenet-a",), _VARIANT, _WNIDS),
-    "imagenet-r/zeroshot": Entry(("paper",), ("imagenet-r",), _VARIANT, _WNIDS),
-    "imagenet-v2/zeroshot": Entry(("paper",), ("imagenet-v2",), _VARIANT, "folders 0 to 999, or WordNet ids"),
-    "imagenet-sketch/zeroshot": Entry(("paper",), ("imagenet-sketch",), _VARIANT, _WNIDS),
-    "objectnet/zeroshot": Entry(("paper",), ("objectnet",), _VARIANT, "a folder per class, with classnames.json"),
+    "imagenet/zeroshot": Entry(("paper", "robustness"), ("imagenet",), _VARIANT, _WNIDS),
+    "imagenet-a/zeroshot": Entry(("paper", "robustness"), ("imagenet-a",), _VARIANT, _WNIDS),
+    "imagenet-r/zeroshot": Entry(("paper", "robustness"), ("imagenet-r",), _VARIANT, _WNIDS),
+    "imagenet-v2/zeroshot": Entry(
+        ("paper", "robustness"), ("imagenet-v2",), _VARIANT, "folders 0 to 999, or WordNet ids"
+    ),
+    "imagenet-sketch/zeroshot": Entry(("paper", "robustness"), ("imagenet-sketch",), _VARIANT, _WNIDS),
+    "objectnet/zeroshot": Entry(
+        ("paper", "robustness"), ("objectnet",), _VARIANT, "a folder per class, with classnames.json"
+    ),
     "coco/retrieval": Entry(("paper",), ("coco",), _RETRIEVAL, _KARPATHY),
     "flickr30k/retrieval": Entry(("paper",), ("flickr30k",), _RETRIEVAL, _KARPATHY),
     "coco/captions": Entry(("paper",), ("coco",), _CAPTIONS, _KARPATHY),
@@ -94,6 +100,41 @@ EVALUATIONS: dict[str, Entry] = {
         "opencoca.eval.questions:make",
         "a table of questions, and a model with a head for them",
     ),
+    "classes/corruptions": Entry(("robustness",), ("classes",), f"{_HARD}.corrupted:make", _ANY),
+    "classes/resolution": Entry(("robustness",), ("classes",), f"{_HARD}.resolution:make", _ANY),
+    "datasets/resolution": Entry(
+        ("robustness",),
+        ("datasets",),
+        f"{_HARD}.resolution:make_aggregated",
+        "a folder with data sets in folders of their names: imagenet, dtd, food101, ...",
+    ),
+    "classes/attacks": Entry(("robustness",), ("classes",), f"{_HARD}.attacked:make", _ANY),
+    "classes/typographic": Entry(("robustness",), ("classes",), f"{_HARD}.typographic:make", _ANY),
+    "classes/style": Entry(
+        ("robustness",),
+        ("classes", "style"),
+        f"{_HARD}.style:make",
+        "two sets with the same class names, in two styles",
+    ),
+    "classes/overlap": Entry(
+        ("robustness",),
+        ("classes", "training"),
+        f"{_HARD}.overlap:make",
+        "the test pictures, and those of training",
+    ),
+    "classes/calibration": Entry(
+        ("robustness",),
+        ("classes", "val"),
+        "opencoca.eval.calibration:make",
+        "the test pictures, and others to fit a temperature on",
+    ),
+    "groups/bias": Entry(
+        ("robustness",),
+        ("groups",),
+        "opencoca.eval.bias:make",
+        "a table with path, label or caption, and columns of groups",
+    ),
+    "openmoji/bias": Entry(("robustness",), ("openmoji",), "opencoca.eval.bias:make_openmoji", _EMOJI),
     "clips/retrieval": Entry(("paper",), ("clips",), "opencoca.eval.video:make", "a CSV with label and path"),
 }
 

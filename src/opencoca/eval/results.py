@@ -21,6 +21,7 @@ from opencoca.errors import DataError
 if TYPE_CHECKING:
     from opencoca.infer.predictor import Predictor
 
+COUNTS = ("cider", "spider", "brier", "nll", "factor", "gap_cider")  # figures whose names begin so are no fractions
 NAMED = 20  # skipped items that are named in a result; all are counted
 FORMAT, VERSION = "opencoca-evaluation", 1
 

@@ -65,7 +65,7 @@ def bootstrap_interval(
         if only == 0:
             return Interval(0.0, 1 - tail ** (1 / count))
         return Interval(tail ** (1 / count) if only == 1 else only, only)
-    low, high = np.quantile(_means(array, resamples, seed), [tail, 1 - tail])
+    low, high = np.quantile(resampled_means(array, resamples, seed), [tail, 1 - tail])
     return Interval(float(low), float(high))
 
 
@@ -82,7 +82,7 @@ def compare(ours: Values, theirs: Values, resamples: int = RESAMPLES, seed: int 
     mean = float(differences.mean())
     if not differences.any():
         return Comparison(0.0, Interval(0.0, 0.0), 1.0, len(first))
-    low, high = np.quantile(_means(differences, resamples, seed), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(resampled_means(differences, resamples, seed), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Comparison(mean, Interval(float(low), float(high)), _sign_flip(differences, resamples, seed), len(first))
 
 
@@ -115,7 +115,7 @@ def _checked(values: Values) -> np.ndarray:
     return array
 
 
-def _means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+def resampled_means(values: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """The means of `resamples` draws with replacement."""
     alike, counts = _alike(values)
     drawn = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)

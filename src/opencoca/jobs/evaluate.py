@@ -9,29 +9,16 @@ from typing import Any
 
 from opencoca.errors import DataError
 from opencoca.eval.registry import Data, Entry, Options
-from opencoca.eval.results import EvaluationResult, skipped_count
+from opencoca.eval.results import COUNTS, EvaluationResult, skipped_count
 from opencoca.eval.run import ModelResults, intervals, measure, read_results
 from opencoca.files import write_atomically
+from opencoca.jobs.evaluation_names import shown_name
+from opencoca.jobs.evaluation_plots import bands, charts, grids
 from opencoca.loading import load
 from opencoca.report import evaluation as page
 from opencoca.report.markup import count
 
-COUNTS = ("cider", "spider")  # figures that aren't fractions
 SHOWN_TEMPLATES = 2
-NAMES = {  # how figures are called on the page; others as they are in the JSON
-    "acc1": "accuracy, first guess",
-    "acc5": "accuracy, first five",
-    "mean_per_class_recall": "mean recall of classes",
-    **{f"i2t_recall@{k}": f"picture to caption, R@{k}" for k in (1, 5, 10)},
-    **{f"t2i_recall@{k}": f"caption to picture, R@{k}" for k in (1, 5, 10)},
-    **{f"bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)},
-    "rouge_l": "ROUGE-L",
-    "cider_d": "CIDEr-D",
-    "cider": "CIDEr",
-    **{f"cider_d_{domain}": f"CIDEr-D, {domain}-domain" for domain in ("in", "near", "out")},
-    "meteor": "METEOR",
-    "spice": "SPICE",
-}
 
 
 def evaluate(
@@ -163,10 +150,9 @@ def _table(name: str, outcomes: Sequence[ModelResults], comparisons: Sequence[Ma
         differences = [_difference(comparison, name, metric, factor) for comparison in comparisons]
         chance = first.facts.get("chance") if metric == first.headline else None
         shown = None if chance is None else factor * float(chance)
-        rows.append(
-            page.Row(NAMES.get(metric, metric), unit, cells, differences, shown, headline=metric == first.headline)
-        )
-    return page.Table(name, _line(first), rows, _facts(first))
+        rows.append(page.Row(shown_name(metric), unit, cells, differences, shown, headline=metric == first.headline))
+    measured = [(outcome.model, outcome.results[name].facts) for outcome in outcomes if name in outcome.results]
+    return page.Table(name, _line(first), rows, _facts(first), charts(measured), bands(measured), grids(measured))
 
 
 def _is_fraction(metric: str, results: Sequence[EvaluationResult | None]) -> bool:
@@ -185,7 +171,8 @@ def _difference(comparison: Mapping[str, Any], name: str, metric: str, factor: f
 
 def _line(result: EvaluationResult) -> str:
     facts = result.facts
-    parts = [count(int(facts["samples"]), "sample")] if "samples" in facts else []
+    parts = [str(facts["what"])] if facts.get("what") else []
+    parts += [count(int(facts["samples"]), "sample")] if "samples" in facts else []
     parts += [
         f"{facts[key]:,} {key}" for key in ("classes", "captions", "references") if isinstance(facts.get(key), int)
     ]

@@ -95,8 +95,11 @@ def chart(data: Chart) -> Html | None:
     ends = [number(line[-1][1], "%" if data.unit == "%" else "") for _, _, line in lines]
     said = "; ".join(f"{name} ends at {end}" for (name, _, _), end in zip(lines, ends, strict=True))
     keys = [
-        tag("span", swatch(i), tag("bdi", name), class_="key") for i, (name, _, _) in enumerate(lines) if len(lines) > 1
+        tag("span", swatch(i), tag("bdi", name), class_="key")
+        for i, (name, _, _) in enumerate(lines)
+        if len(lines) > 1 or data.references
     ]
+    keys += [tag("span", _swatch("reference"), tag("bdi", one.name), class_="key") for one in data.references]
     unit = tag("span", data.unit, class_="unit") if data.unit not in ("", "%") else ""
     return tag(
         "figure",
@@ -117,9 +120,13 @@ def chart(data: Chart) -> Html | None:
 
 def swatch(index: int) -> Html:
     """A short piece of a curve's line for the legend."""
+    return _swatch(f"line l{index % STYLES}")
+
+
+def _swatch(style: str) -> Html:
     return tag(
         "svg",
-        tag("line", x1=0, y1=5, x2=22, y2=5, class_=f"line l{index % STYLES}"),
+        tag("line", x1=0, y1=5, x2=22, y2=5, class_=style),
         viewBox="0 0 22 10",
         aria_hidden="true",
         class_="swatch",
@@ -127,19 +134,23 @@ def swatch(index: int) -> Html:
 
 
 def _axes_and_lines(lines, ends: list[str], data: Chart) -> list[Html]:
-    xs = [x for _, points, _ in lines for x, _ in points]
-    ys = [y for _, points, _ in lines for _, y in points]
-    low, high = min(ys), max(ys)
+    references = [points for curve in data.references if (points := finite(curve.points))]
+    xs = [x for points in (*(points for _, points, _ in lines), *references) for x, _ in points]
+    ys = [y for points in (*(points for _, points, _ in lines), *references) for _, y in points]
+    low, high = data.y_range or (min(ys), max(ys))
     if 0 <= low <= high / 2 or low == high >= 0:
         low = 0.0
     if low == high:
         low, high = (0.0, 1.0) if high == 0 else (2 * high, 0.0)
     y_ticks = ticks(low, high, 4)
     low, high = y_ticks[0], y_ticks[-1]
-    left, right = min(xs), max(xs)
+    left, right = data.x_range or (min(xs), max(xs))
     if left == right:
         left, right = left - 1, right + 1
     x_ticks = [x for x in ticks(left, right, 4) if left <= x <= right]
+    if data.x_names:
+        x_ticks = [float(x) for x in range(len(data.x_names)) if left <= x <= right]
+    x_labels = [data.x_names[int(x)] for x in x_ticks] if data.x_names else tick_labels(x_ticks) if x_ticks else []
 
     def at_x(x: float) -> float:
         return round(LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT), 1)
@@ -157,9 +168,10 @@ def _axes_and_lines(lines, ends: list[str], data: Chart) -> list[Html]:
         style = "axis" if value == low else "gridline"
         drawn.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_=style))
         drawn.append(tag("text", label, x=LEFT - 6, y=y + 3.5, text_anchor="end"))
-    for value, label in zip(x_ticks, tick_labels(x_ticks), strict=True) if x_ticks else ():
+    for value, label in zip(x_ticks, x_labels, strict=True):
         drawn.append(tag("text", label, x=at_x(value), y=HEIGHT - BOTTOM + 15, text_anchor="middle"))
     drawn.append(tag("text", data.x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 5, text_anchor="middle"))
+    drawn += [path(points, "reference") for points in references]
     drawn += [path(raw, f"raw l{i % STYLES}") for i, (_, raw, line) in enumerate(lines) if raw is not line]
     heights = [at_y(line[-1][1]) for _, _, line in lines]
     labels = spread(heights, 12, TOP, HEIGHT - BOTTOM)

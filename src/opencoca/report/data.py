@@ -23,13 +23,19 @@ class Chart:
     """One small chart with the curves that share its axes.
 
     Fields: title; unit of the values ("nats", "%", "samples/s", or "" for none), where "%" wants values of 0 to 100;
-      curves (up to four stay easy to tell apart); x_label names the horizontal axis.
+      curves (up to four stay easy to tell apart); x_label names the horizontal axis; x_names stand at 0, 1, ... of it
+      instead of numbers; x_range and y_range are the ends of the axes, by default those of the values; references are
+      drawn faintly, to compare the curves with.
     """
 
     title: str
     unit: str
     curves: Sequence[Curve]
     x_label: str = "step"
+    x_names: Sequence[str] = ()
+    x_range: tuple[float, float] | None = None
+    y_range: tuple[float, float] | None = None
+    references: Sequence[Curve] = ()
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from opencoca.report.data import Chart
 from opencoca.report.markup import DASH, Html, count, join, number, tag
 from opencoca.report.page import document, terms
+from opencoca.report.plots import Bands, Cell, Grid, band, drawn
 
 SURE = 0.05  # a p below it is printed strong
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One model's value of a figure, in its unit, with the bounds of its interval where there is one."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +37,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One evaluation: its rows, a line on what was measured, and (name, value) facts below."""
+    """One evaluation: its rows, a line on what was measured, (name, value) facts below, and what is drawn of it."""
 
     name: str
     line: str
     rows: Sequence[Row]
     facts: Sequence[tuple[str, str]] = ()
+    charts: Sequence[Chart] = ()
+    bands: Sequence[Bands] = ()
+    grids: Sequence[Grid] = ()
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class EvaluationPage:
 def render(data: EvaluationPage) -> str:
     """The page as HTML, one file that asks nothing of any other."""
     top = [tag("h1", data.title, dir="auto"), *(tag("p", line, dir="auto", class_="lead") for line in data.subtitle)]
-    return document(data.title, top, [_glance(data), _differences(data), _all(data), *_lists(data)])
+    return document(data.title, top, [_glance(data), _differences(data), _plots(data), _all(data), *_lists(data)])
 
 
 def _glance(data: EvaluationPage):
@@ -85,7 +81,7 @@ def _glance(data: EvaluationPage):
             ours = model == data.models[0]
             name = [tag("span", table.name, dir="auto"), tag("span", row.name, class_="note")] if i == 0 else [""]
             style = " ".join(filter(None, ("first" if ours else "", "more" if i + 1 < len(measured) else "")))
-            plot = _band(cell, 0.0, top, row.chance, ours)
+            plot = band(cell, 0.0, top, row.chance, ours)
             bodies.append(
                 tag(
                     "tr",
@@ -133,7 +129,7 @@ def _differences(data: EvaluationPage):
                 "tr",
                 tag("th", tag("span", table.name, dir="auto"), tag("span", row.name, class_="note"), note, scope="row"),
                 tag("td", f"against {other}", class_="who", dir="auto"),
-                tag("td", _band(cell, -top, top, None, True, zero=True), class_="plot"),
+                tag("td", band(cell, -top, top, None, True, zero=True), class_="plot"),
                 tag(
                     "td",
                     f"{_signed(difference.value, row.unit)}{unit} ",
@@ -157,6 +153,15 @@ def _differences(data: EvaluationPage):
     )
     table = tag("table", tag("thead", head), tag("tbody", *rows), class_="models stack")
     return "differences", "Differences", join([tag("p", intro, class_="intro"), tag("div", table, class_="wide")])
+
+
+def _plots(data: EvaluationPage):
+    parts = []
+    for table in data.tables:
+        shown = drawn(table.charts, table.bands, table.grids)
+        if shown:
+            parts += [tag("h3", table.name, dir="auto"), tag("p", table.line, class_="note", dir="auto"), shown]
+    return ("plots", "Curves and groups", tag("div", *parts, class_="plots")) if parts else None
 
 
 def _all(data: EvaluationPage):
@@ -202,27 +207,6 @@ def _lists(data: EvaluationPage):
         ("about", "What was measured", terms(data.about, "facts")) if data.about else None,
         ("method", "How to read it", method) if method else None,
     ]
-
-
-def _band(cell: Cell, low: float, high: float, chance: float | None, ours: bool, zero: bool = False) -> Html:
-    """A value as a mark on a line from low to high, with its interval as a band."""
-    if cell.value is None or not math.isfinite(cell.value):
-        return tag("span", DASH)
-
-    def at(value: float) -> float:
-        return round(200 * (min(max(value, low), high) - low) / (high - low), 2)
-
-    parts = [tag("rect", x=0, y=6, width=200, height=2, class_="track")]
-    if zero:
-        parts.append(tag("line", x1=at(0), x2=at(0), y1=0, y2=14, class_="zero"))
-    if chance is not None:
-        parts.append(tag("line", x1=at(chance), x2=at(chance), y1=0, y2=14, class_="chance"))
-    if cell.low is not None and cell.high is not None:
-        left = at(cell.low)
-        parts.append(tag("rect", x=left, y=3, width=round(max(at(cell.high) - left, 0.5), 2), height=8, class_="reach"))
-    parts.append(tag("rect", x=round(at(cell.value) - 0.9, 2), y=1, width=1.8, height=12, class_="at"))
-    style = "span ours" if ours else "span"
-    return tag("svg", *parts, viewBox="0 0 200 14", preserveAspectRatio="none", aria_hidden="true", class_=style)
 
 
 def _top(row: Row) -> float:

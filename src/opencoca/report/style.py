@@ -57,7 +57,7 @@ vertical-align:bottom;overflow-wrap:normal;min-width:5rem;max-width:8rem}
 .results td:last-child,.results th:last-child{padding-right:0}
 .models{border-collapse:collapse;width:100%;font-size:.92rem;margin:.4rem 0 1.6rem}
 .models th,.models td{padding:.32rem .75rem;text-align:right;vertical-align:middle;border-bottom:1px solid var(--line)}
-.models thead th{color:var(--soft);font-weight:400;font-size:.82rem;vertical-align:bottom}
+.models thead th{color:var(--soft);font-weight:400;font-size:.82rem;vertical-align:bottom;overflow-wrap:normal}
 .models th:first-child{text-align:left;padding-left:0;font-weight:500;min-width:12rem}
 .models td:last-child,.models th:last-child{padding-right:0}
 .models tr.more th,.models tr.more td{border-bottom:0;padding-bottom:.05rem}
@@ -122,6 +122,10 @@ figcaption{font-size:.92rem;margin-bottom:.35rem}
 .line{stroke-width:1.8px}.raw{stroke-width:.8px;opacity:.3}
 .l0,.l2{stroke:var(--accent)}.l1,.l3{stroke:var(--soft)}
 .line.l2,.line.l3{stroke-dasharray:5 4}
+.reference{fill:none;stroke:var(--soft);stroke-width:1px;stroke-dasharray:2 3}
+.plots .charts{margin:.8rem 0 1.4rem}.plots h3{margin-top:2.2rem}.plots h4{font-size:.92rem;margin:1.1rem 0 .1rem}
+.plots .heat tbody td{min-width:3.2rem;height:1.7rem}.plots .heat tbody th{white-space:nowrap}
+.plots .models{max-width:46rem}
 .dot{stroke:none}.dot.l0,.dot.l2,.chart .end.l0,.chart .end.l2{fill:var(--accent)}
 .dot.l1,.dot.l3,.chart .end.l1,.chart .end.l3{fill:var(--soft)}
 .end{stroke:none}
