@@ -1,17 +1,20 @@
 """Captions, embeddings and start-up against open_clip, in one environment, with equal weights and inputs.
 
     benchmarks/peer_environment.sh /tmp/peer
-    /tmp/peer/bin/python benchmarks/inference.py --model coca_ViT-B-32
-    /tmp/peer/bin/python benchmarks/inference.py --model coca_ViT-L-14 --batches 1
+    /tmp/peer/bin/python benchmarks/inference.py                               # B/32, about 14 minutes
+    /tmp/peer/bin/python benchmarks/inference.py --model coca_ViT-L-14         # about 6 minutes
+    /tmp/peer/bin/python benchmarks/inference.py --parts decode start          # some of it, into the same file
 
 Both run the same random weights on the same pictures and make exactly 30 tokens (end is forbidden before). How many
-captions have identical ids stands beside each ratio. Runs alternate. Writes benchmarks/results/inference_MODEL.json.
+captions have identical ids stands beside each ratio. Runs alternate. Writes benchmarks/results/inference_MODEL.json;
+parts that aren't run stay in it as they are, each with its commit.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,7 +28,7 @@ import numpy as np
 import open_clip
 import torch
 import transformers
-from benchmarks.common import alternating_medians, write_result
+from benchmarks.common import RESULTS, alternating_medians, write_result
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,8 +37,10 @@ from opencoca.config import GenerationConfig
 from opencoca.data.tokenizer import SpecialIds
 from opencoca.infer.generate import generate
 from opencoca.interop.open_clip import from_open_clip
+from opencoca.jobs.quickstart import commit
 from opencoca.model.coca import CoCa
 
+TOLD = "ratio", "identical_captions", "of_limit", "ours_of_peer"
 TOKENS = 30  # start included, as open_clip counts them
 SPECIAL = SpecialIds(pad=0, start=49406, end=49407)
 MODES = {
@@ -52,40 +57,52 @@ MODES = {
         GenerationConfig(beams=6, num_beam_groups=3, max_tokens=TOKENS - 1, min_tokens=TOKENS - 2, beam_scores="logit"),
     ),
 }
+PARTS = {
+    "coca_ViT-B-32": [
+        *("greedy_batch8", "greedy_batch1", "beams6_batch1", "beams6_groups3_batch1", "beams6_batch8"),
+        *("beams6_groups3_batch8", "embeddings", "decode", "start"),
+    ],
+    "coca_ViT-L-14": ["greedy_batch1", "beams6_batch1", "beams6_groups3_batch1", "decode"],
+}
+SLOW = {"beams6_groups3_batch8"}  # 7 minutes, nearly all of it the peer's: only where it is named
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="coca_ViT-B-32")
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 1])
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["greedy", "beams6_groups3"])
+    parser.add_argument("--model", choices=PARTS, default="coca_ViT-B-32")
+    parser.add_argument("--parts", nargs="+", choices=PARTS["coca_ViT-B-32"], help="default: all but the slowest")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--skip", nargs="*", choices=["captions", "embeddings", "decode", "start"], default=[])
     args = parser.parse_args()
+    parts = args.parts or [part for part in PARTS[args.model] if part not in SLOW]
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
     peer = make_peer(args.model)
     ours = from_open_clip(open_clip.get_model_config(args.model), peer.state_dict()).requires_grad_(False)  # as `load`
-    figures: dict[str, Any] = {
+    size = peer.visual.image_size[0]
+    path = RESULTS / f"inference_{args.model}.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    figures = {part: known[part] for part in PARTS[args.model] if part in known}
+    for part in parts:
+        began = time.perf_counter()
+        if part == "embeddings":
+            found = embeddings(peer, ours, torch.randn(16, 3, size, size), args.repeats)
+        elif part == "decode":
+            found = decode(ours, torch.randn(1, 3, size, size), args.repeats)
+        elif part == "start":
+            found = start(args.model, peer, args.repeats)
+        else:
+            mode, batch = part.split("_batch")
+            found = captions(peer, ours, mode, torch.randn(int(batch), 3, size, size), args.repeats)
+        figures[part] = found | {"commit": commit(), "load": os.getloadavg()[0]}
+        told = {name: found[name] for name in TOLD if name in found}
+        print(f"{part}: {told}, {time.perf_counter() - began:.0f} s", flush=True)
+    about = {
         "model": args.model,
         "peer": f"open_clip_torch {open_clip.__version__}, transformers {transformers.__version__}",
         "tokens": TOKENS,
         "repeats": args.repeats,
     }
-    size = peer.visual.image_size[0]
-    if "captions" not in args.skip:
-        figures["captions"] = {
-            f"{mode}_batch{batch}": captions(peer, ours, mode, torch.randn(batch, 3, size, size), args.repeats)
-            for mode in args.modes
-            for batch in args.batches
-        }
-    if "embeddings" not in args.skip:
-        figures["image_embeddings"] = embeddings(peer, ours, torch.randn(16, 3, size, size), args.repeats)
-    if "decode" not in args.skip:
-        figures["decode_batch1"] = decode(ours, torch.randn(1, 3, size, size), args.repeats)
-    if "start" not in args.skip:
-        figures["import_load_first_embedding"] = start(args.model, peer, args.repeats)
-    write_result(f"inference_{args.model}", figures)
+    write_result(path.stem, about | figures)
 
 
 def make_peer(name: str) -> torch.nn.Module:
@@ -105,17 +122,15 @@ def captions(peer: Any, ours: CoCa, mode: str, pixels: Tensor, repeats: int) -> 
         image = ours.encode_image(pixels)
         results["ours"] = [best[0].ids for best in generate(ours, image.tokens, SPECIAL, config)]
 
-    run_peer()
-    run_ours()
+    run_ours()  # lays out and packs its weights
+    seconds = compare({"peer": run_peer, "ours": run_ours}, repeats, len(pixels), warmup=0)
     theirs = [strip(row) for row in results["peer"].tolist()]
     identical = sum(a == b for a, b in zip(theirs, results["ours"], strict=True))
     if identical < len(theirs):
         for a, b in zip(theirs, results["ours"], strict=True):
             if a != b:
                 print("differs:", a, b, sep="\n  ")
-    return compare({"peer": run_peer, "ours": run_ours}, repeats, len(pixels), warmup=0) | {
-        "identical_captions": f"{identical} of {len(theirs)}"
-    }
+    return seconds | {"identical_captions": f"{identical} of {len(theirs)}"}
 
 
 def strip(ids: list[int]) -> list[int]:
@@ -200,7 +215,7 @@ def decode(ours: CoCa, pixels: Tensor, repeats: int) -> dict[str, Any]:
         generate(ours, tokens, SPECIAL, config)
 
     seconds = alternating_medians({"linear": linear, "in_out": matmul, "ours": step}, max(repeats, 9), warmup=2)
-    steps = config.max_tokens + 1
+    steps = config.max_tokens  # the last token is never read
     limit = min(seconds["linear"]["median_s"], seconds["in_out"]["median_s"])
     per_token = seconds["ours"]["median_s"] / steps
     return {

@@ -18,6 +18,8 @@ from opencoca.config_training import DataConfig, LossConfig, OptimConfig, RunCon
 from opencoca.config_tree import build_tree, require, require_multiple, require_positive
 from opencoca.errors import ConfigError
 
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -33,6 +35,7 @@ class VisionConfig:
     registers: so many learned tokens go through the blocks with the patches and are dropped behind them, room for what
         concerns the whole picture (arXiv 2309.16588).
     qk_norm: queries and keys are normed in each head (arXiv 2302.05442).
+    activation: of the MLPs; "gelu" is exact, "quick_gelu" is OpenAI's CLIP's and "gelu_tanh" SigLIP's.
     """
 
     image_size_px: int
@@ -48,6 +51,7 @@ class VisionConfig:
     norm_input: bool = False
     registers: int = 0
     qk_norm: bool = False
+    activation: Activation = "gelu"
 
     def __post_init__(self) -> None:
         require(self.registers >= 0, f"registers {self.registers} must not be negative; 0 has none")
@@ -79,14 +83,21 @@ class PoolerConfig:
         lets it read the encoder's tokens, and "shared" makes it the first of one pooler's num_queries + 1 queries
         (OpenCLIP's layout).
     num_heads: heads of the pooling attention; 0 takes as many as the text decoder has.
+    train_queries: in training, the decoder reads only so many of the generative queries' outputs, drawn at random per
+        pair and epoch (OpenVision 2, arXiv 2509.01644); 0 reads them all. The contrastive query always does.
     """
 
     num_queries: int = 256
     arrangement: Literal["cascade", "parallel", "shared"] = "cascade"
     num_heads: int = 0
+    train_queries: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self, "num_queries")
+        require(
+            0 <= self.train_queries <= self.num_queries,
+            f"train_queries {self.train_queries} must be between 0 (all) and num_queries {self.num_queries}",
+        )
         require(self.num_heads >= 0, f"num_heads {self.num_heads} in PoolerConfig must not be negative")
 
 
@@ -103,6 +114,12 @@ class TextConfig:
         with a second MLP and a norm of the picture tokens (OpenCLIP's layout).
     qk_norm: queries and keys are normed in each head of both halves (arXiv 2302.05442); the poolers' never are, which
         read normed tokens once.
+    activation: of the MLPs of both halves, as in `VisionConfig`.
+    parallel_share: of so many captions, drawn per pair and epoch, the multimodal half predicts all tokens in training
+        from the picture alone, with learned masks in the text's place (CapPa, arXiv 2306.07915, whose share is 0.75).
+        Above 0 the model has these masks, one per position, which nothing but training reads.
+    token_drop: in training, the multimodal half leaves out so large a share of each caption's positions, drawn at
+        random, and the captioning loss falls on the rest; 0 leaves none out.
     """
 
     vocab_size: int
@@ -116,8 +133,13 @@ class TextConfig:
     cls_place: Literal["after_text", "at_end"] = "after_text"
     cross_attention: Literal["inside", "after"] = "inside"
     qk_norm: bool = False
+    activation: Activation = "gelu"
+    parallel_share: float = 0.0
+    token_drop: float = 0.0
 
     def __post_init__(self) -> None:
+        require(0 <= self.parallel_share <= 1, f"parallel_share {self.parallel_share} must be a share from 0 to 1")
+        require(0 <= self.token_drop < 1, f"token_drop {self.token_drop} must be a share from 0 to below 1")
         require_positive(self, "vocab_size", "width", "unimodal_depth", "num_heads", "mlp_width")
         require(self.multimodal_depth >= 0, f"multimodal_depth {self.multimodal_depth} must not be negative")
         require_multiple(self, "width", "num_heads")
@@ -125,6 +147,11 @@ class TextConfig:
             self.context_length >= 2,
             f"context_length {self.context_length} leaves no room for start and end; give at least 2",
         )
+
+
+def trained_positions(predicted: int, token_drop: float) -> int:
+    """How many of a caption's `predicted` positions `TextConfig.token_drop` leaves; at least one, if there is one."""
+    return predicted - int(predicted * token_drop)
 
 
 @dataclass(frozen=True)

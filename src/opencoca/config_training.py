@@ -47,6 +47,7 @@ class OptimConfig:
 
     optimizer: "muon" trains the hidden matrices with Muon at `muon_peak_lr` and the rest with AdamW at `peak_lr`;
         "adafactor" is the paper's, with first moments (beta1) and a fixed decay of the second (beta2).
+    eps: AdamW's, beside the root of the second moment; Adafactor and Muon don't use it.
     ema_decay: the weights that are measured and shipped are a moving average with this decay; 0 turns it off.
     layer_decay: each layer's rate is this times the one of the layer above it; 1 turns it off.
     part_rates: parts that are trained at another rate, by their names, as "encoder=0.2" times the rate; the longest

@@ -27,6 +27,26 @@ class TextBucket(NamedTuple):
     length: int
 
 
+class DecoderDraws(NamedTuple):
+    """What training draws for the multimodal decoder, each part None where the configuration draws nothing.
+
+    parallel [B] bool: all tokens of these captions are predicted from the picture alone (`TextConfig.parallel_share`).
+    words [B,T-1], uniform: of each caption's positions those with most are read (`TextConfig.token_drop`).
+    queries [B,Q], uniform: of a picture's tokens those with most are read (`PoolerConfig.train_queries`).
+    """
+
+    parallel: Tensor | None = None
+    words: Tensor | None = None
+    queries: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return any(part is not None for part in self)
+
+    def rows(self, first: int, last: int) -> DecoderDraws:
+        """The draws of some rows."""
+        return DecoderDraws(*(None if part is None else part[first:last] for part in self))
+
+
 class Batch(NamedTuple):
     """One batch of image-text pairs, as the loader yields it.
 
@@ -35,7 +55,8 @@ class Batch(NamedTuple):
     labels [B,2] int64, hashes of the caption and of the picture: pairs that share one are not each other's negatives
     (`losses.group_ids`); keys are the sample ids, for logs and quarantine; buckets cut the rows, which stand in order
     of caption length, so that short ones carry little padding; patch_noise [B,P] float, uniform and drawn from
-    (seed, epoch, sample), where training reads only some patches.
+    (seed, epoch, sample), where training reads only some patches; parallel, word_noise and query_noise, drawn alike,
+    are `decoder_draws`.
     """
 
     pixels: Tensor
@@ -45,6 +66,14 @@ class Batch(NamedTuple):
     keys: tuple[str, ...]
     buckets: tuple[TextBucket, ...] = ()
     patch_noise: Tensor | None = None
+    parallel: Tensor | None = None
+    word_noise: Tensor | None = None
+    query_noise: Tensor | None = None
+
+    @property
+    def decoder_draws(self) -> DecoderDraws:
+        """What training draws for the multimodal decoder."""
+        return DecoderDraws(self.parallel, self.word_noise, self.query_noise)
 
 
 class ImageFeatures(NamedTuple):

@@ -1,6 +1,5 @@
 """Loss and gradients, the temperature's too, depend neither on the number of ranks nor on that of micro-batches."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,23 +25,22 @@ STEPS, BATCH = 2, 16
 # Measured worst case, relative: see docs/decisions/0010-the-step.md
 TOLERANCE = 1e-12
 
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "plain": {},
-    "sigmoid": {"loss": {"contrastive": "sigmoid", "multi_positive": True}},
-    "patches": {"loss": {"multi_positive": True, "contrastive_chunk": 5, "caption_chunk": 7}},
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "sigmoid": ("loss.contrastive=sigmoid", "model.pair_bias=true", "loss.multi_positive=true"),
+    "patches": (
+        *("loss.multi_positive=true", "loss.contrastive_chunk=5", "loss.caption_chunk=7"),
+        "model.vision.train_patches=3",
+    ),
+    "drawn": ("model.text.parallel_share=0.5", "model.text.token_drop=0.4", "model.pooler.train_queries=3"),
 }
 
 
 def config_of(variant: str, batch_size: int = BATCH, **run: Any) -> Config:
     """Two steps of AdamW with clipping that bites, an average, and captions in up to three buckets."""
     optim = {"steps": 4, "warmup_steps": 0, "clip_norm": 0.5, "ema_decay": 0.9}
-    config = tiny_config(
-        Path("unused"), optim=optim, data={"batch_size": batch_size, "text_buckets": 3}, run=run, **VARIANTS[variant]
-    )
-    if variant == "patches":
-        vision = dataclasses.replace(config.model.vision, train_patches=3)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vision=vision))
-    return config
+    data = {"batch_size": batch_size, "text_buckets": 3}
+    return tiny_config(Path("unused"), optim=optim, data=data, run=run).with_values(VARIANTS[variant])
 
 
 def steps(variant: str, batch_size: int = BATCH, **run: Any) -> dict[str, np.ndarray]:
@@ -115,8 +113,14 @@ RUNS: dict[int, list[tuple[str, dict[str, Any]]]] = {
         ("plain", {"parallel": "fsdp", "micro_batch": 4, "checkpoint_activations": True}),
         ("sigmoid", {"micro_batch": 4}),
         ("patches", {"parallel": "fsdp"}),
+        ("drawn", {"micro_batch": 3}),
     ],
-    4: [("plain", {"micro_batch": 2}), ("sigmoid", {"parallel": "fsdp"}), ("patches", {})],
+    4: [
+        ("plain", {"micro_batch": 2}),
+        ("sigmoid", {"parallel": "fsdp"}),
+        ("patches", {}),
+        ("drawn", {"parallel": "fsdp", "micro_batch": 2}),
+    ],
 }
 
 

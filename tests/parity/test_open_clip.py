@@ -207,7 +207,6 @@ def test_a_configuration_that_is_no_object_is_refused(whole: Any) -> None:
     ("change", "named"),
     [
         ({"multimodal_cfg": None}, "multimodal_cfg"),
-        ({"quick_gelu": True}, "quick_gelu"),
         ({"embed_dim": 32}, "embed_dim"),
         ({"vision_cfg": MODEL_CFG["vision_cfg"] | {"timm_model_name": "convnext"}}, "timm_model_name"),
         ({"vision_cfg": MODEL_CFG["vision_cfg"] | {"attentional_pool": False}}, "attentional_pool"),

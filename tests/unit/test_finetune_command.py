@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_low_rank_updates_are_merged_into_a_plain_model(tuned, tmp_path):
     changed = {name for name, tensor in saved.weights.items() if not torch.equal(tensor, original[name])}
     assert changed - {"log_scale"}
     assert all("attention." in name or ".mlp." in name for name in changed - {"log_scale"})
+
+
+def test_a_base_of_parallel_prediction_is_tuned_without_it(tuned, tmp_path):
+    """Or captions of a few pictures would be learnt blindly, all words at once."""
+    model = dataclasses.replace(
+        tiny.CONFIG.model, text=dataclasses.replace(tiny.CONFIG.model.text, parallel_share=0.75, token_drop=0.5)
+    )
+    weights = {name: p.detach() for name, p in build(model).named_parameters()}
+    assert "multimodal.mask_TD" in weights
+    checkpoint.save(tmp_path / "base", dataclasses.replace(tiny.CONFIG, model=model), tiny.tokenizer(), weights)
+    base, run = str(tmp_path / "base"), str(tmp_path / "run")
+    assert main(["finetune", str(tuned / "data/captions.csv"), "--from", base, "--run", run, "--steps", "4"]) == 0
+    saved = checkpoint.load(tmp_path / "run/model")
+    assert saved.config.model.text == tiny.CONFIG.model.text
+    assert set(saved.weights) == set(weights) - {"multimodal.mask_TD"}
 
 
 def test_a_published_model_with_its_own_tokenizer_goes_in_and_out(tuned, tmp_path):

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from tests import tiny
+from tests.support import tiny_config, tiny_loader, write_shards
 
 from opencoca import checkpoint, recipes, weights
+from opencoca.cli.info import describe
+from opencoca.cli.main import main
 from opencoca.config import Config
+from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import CheckpointError, ConfigError
-from opencoca.jobs.initial import from_model, from_towers
+from opencoca.jobs.initial import from_model, from_towers, with_tokenizer_of
+from opencoca.loading import open_model
 from opencoca.model.init import build
+from opencoca.train.loop import train
+from opencoca.train.state import Start
+from opencoca.train.task import Pretraining
+from opencoca.types import Batch
 
 TOWERS = Path(__file__).parents[1] / "parity" / "data" / "towers"
 
@@ -84,6 +95,50 @@ def test_another_model_or_tokenizer_is_refused(tmp_path: Path) -> None:
         from_model(source, tiny.CONFIG, Other())  # pyright: ignore[reportArgumentType]
     with pytest.raises(CheckpointError, match="doesn't exist"):
         from_model(tmp_path / "none", tiny.CONFIG)
+
+
+def test_a_run_that_begins_with_a_model_takes_its_tokenizer_and_says_so(tmp_path: Path, capsys) -> None:
+    data, run, source = write_shards(tmp_path / "data"), tmp_path / "run", tiny.save_model(tmp_path / "source", seed=3)
+    words = ["train", "tiny", "--run", str(run), "--data", str(data), "--from", str(source)]
+    settings = ["run.device=cpu", "run.checkpoint_every_steps=2", "optim.warmup_steps=0"]
+    assert tiny.CONFIG.data.tokenizer == "train"
+    with_its_own = with_tokenizer_of(source, tiny.CONFIG)
+    assert with_its_own.data.tokenizer == str(source / checkpoint.TOKENIZER)
+    named = tiny.CONFIG.with_values(["data.tokenizer=openmoji"])
+    assert with_tokenizer_of(source, named) == named, "a tokenizer that was asked for stays"
+    assert main([*words, "--plan", "--set", *settings]) == 0 and not run.exists()
+    assert main([*words, "--set", "optim.steps=2", *settings]) == 0
+    latest = checkpoint.latest_checkpoint(run)
+    assert latest is not None
+    assert Tokenizer.load(latest / checkpoint.TOKENIZER).fingerprint == tiny.tokenizer().fingerprint
+    assert checkpoint.load(latest).state["initialised_from"] == str(source)
+    shutil.rmtree(source)  # a run that goes on needs it no more
+    assert main([*words, "--set", "optim.steps=2", *settings]) == 0
+    capsys.readouterr()
+    assert main(["info", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["initialised_from"] == str(source)
+
+
+def test_where_the_first_weights_are_from_survives_a_resume(tmp_path: Path) -> None:
+    config = tiny_config(write_shards(tmp_path / "data"), optim={"steps": 4}, run={"checkpoint_every_steps": 2})
+    task, loader = Pretraining(config.model, config.loss), tiny_loader(config, tiny.tokenizer())
+    start = Start("somewhere", lambda model: None)
+
+    class Interrupted(Pretraining):
+        def forward_flops(self, batch: Batch) -> int:  # is asked once a step
+            self.asked = getattr(self, "asked", 0) + 1
+            if self.asked == 3:
+                raise KeyboardInterrupt
+            return 0
+
+    stopping = Interrupted(config.model, config.loss)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", stopping, loader, tiny.tokenizer(), prepare=start)
+    state = train(config, tmp_path / "run", task, tiny_loader(config, tiny.tokenizer()), tiny.tokenizer())
+    assert (state.step, state.initialised_from) == (4, "somewhere")
+    fresh = train(config, tmp_path / "drawn", task, tiny_loader(config, tiny.tokenizer()), tiny.tokenizer())
+    assert fresh.initialised_from == ""
+    assert describe(open_model(tmp_path / "drawn"))["initialised_from"] == "random weights"
 
 
 def towers_config() -> Config:

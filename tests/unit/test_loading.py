@@ -272,8 +272,9 @@ def test_digests_of_large_files_are_left_to_verify(tmp_path, monkeypatch):
     assert "isn't the file that was saved" in refused(folder)  # its size is always looked at
 
 
-def test_loading_imports_no_compiler(tmp_path):
-    """Drawing values that nobody needs once took longer than all else: it imports torch._dynamo."""
-    folder = tiny.save_model(tmp_path / "model")
+@pytest.mark.parametrize("layout", ["ours", "OpenCLIP's"])
+def test_loading_imports_no_compiler(layout, tmp_path, foreign):
+    """Drawing or joining tensors on "meta" once took longer than all else: it imports torch._dynamo."""
+    folder = tiny.save_model(tmp_path / "model") if layout == "ours" else foreign
     code = f"import sys, opencoca; opencoca.load({str(folder)!r}); sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=100).returncode == 0

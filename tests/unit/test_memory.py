@@ -10,10 +10,12 @@ from opencoca import recipes
 from opencoca.config import Config, ModelConfig, PoolerConfig, TextConfig, VisionConfig
 from opencoca.losses import captioning, contrastive
 from opencoca.model.blocks import Block, PictureBlock
+from opencoca.model.draws import kept
 from opencoca.model.init import build
 from opencoca.parallel.fsdp import recompute
 from opencoca.train.memory import Shape, memory, parameter_bytes
 from opencoca.train.optim import make_optimizers
+from opencoca.types import DecoderDraws
 
 PAIRS, LENGTH = 8, 24
 PAPER = ModelConfig(
@@ -29,6 +31,11 @@ PAPER = ModelConfig(
         tie_output=True,
     ),
     pooler=PoolerConfig(num_queries=64),
+)
+DRAWN = dataclasses.replace(
+    PAPER,
+    text=dataclasses.replace(PAPER.text, token_drop=0.5),
+    pooler=dataclasses.replace(PAPER.pooler, train_queries=16),
 )
 PUBLISHED = recipes.open_clip.layout(
     image_size_px=96,
@@ -66,13 +73,17 @@ def measured_peak(config: Config, bf16: bool) -> int:
     pixels = torch.randn(PAIRS, 3, size_px, size_px)
     ids = torch.randint(3, config.model.text.vocab_size, (PAIRS, LENGTH))
     valid = torch.ones_like(ids, dtype=torch.bool)
+    drawn, predicts = DecoderDraws(), valid[:, 1:]
+    if config.model.text.token_drop:
+        drawn = DecoderDraws(words=torch.rand(PAIRS, LENGTH - 1), queries=torch.rand(PAIRS, 64))
+        predicts = kept(config.model.text, valid, torch.rand(PAIRS, LENGTH - 1))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = model(pixels, ids, valid)
+            out = model(pixels, ids, valid, (), None, drawn)
             embeds = out.image_embed, out.text_embed
             loss = contrastive.contrastive_loss(*embeds, *embeds, out.scale)
-            decoded, targets = out.decoded[valid[:, 1:]], ids[:, 1:][valid[:, 1:]]
+            decoded, targets = out.decoded[predicts], ids[:, 1:][predicts]
             loss = loss + 2 * captioning.linear_captioning_loss(decoded, model.head.weight, targets)
         loss.backward()
         for optimizer in optimizers:
@@ -96,8 +107,14 @@ def measured_peak(config: Config, bf16: bool) -> int:
 
 @pytest.mark.parametrize(
     ("model", "bf16", "light"),
-    [(PAPER, False, False), (PAPER, True, True), (PUBLISHED, True, False), (PUBLISHED, False, True)],
-    ids=["paper-fp32", "paper-bf16-recomputed", "published-bf16", "published-fp32-recomputed"],
+    [
+        (PAPER, False, False),
+        (PAPER, True, True),
+        (PUBLISHED, True, False),
+        (PUBLISHED, False, True),
+        (DRAWN, False, False),
+    ],
+    ids=["paper-fp32", "paper-bf16-recomputed", "published-bf16", "published-fp32-recomputed", "drawn-fp32"],
 )
 def test_the_peak_is_within_15_percent_of_the_measured_one(model, bf16, light):
     config = config_of(model, light=light)
@@ -110,6 +127,12 @@ def test_activations_dominate_the_cases_above_and_recomputing_removes_most_of_th
     shape = Shape(PAIRS, LENGTH, PAIRS)
     full, light = (memory(config_of(PAPER, light=light), shape, False, device="cpu") for light in (False, True))
     assert full.activations > 3 * full.weights and light.activations < full.activations / 5
+
+
+def test_what_the_decoder_leaves_out_takes_less():
+    shape = Shape(PAIRS, LENGTH, PAIRS)
+    whole, drawn = (memory(config_of(model), shape, False, device="cpu").activations for model in (PAPER, DRAWN))
+    assert drawn < 0.95 * whole
 
 
 def test_optimizers_take_what_they_keep_of_each_parameter():

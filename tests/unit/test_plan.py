@@ -72,6 +72,17 @@ def test_another_machine_without_data():
     assert big.mode == "fsdp" and big.memory.weights < 4 * big.parameters / 60
 
 
+def test_what_training_leaves_out_is_not_planned_for():
+    whole = recipes.get("paper.base").with_values(["run.micro_batch=128"])
+    options = ["model.text.token_drop=0.5", "model.text.parallel_share=0.75", "model.pooler.train_queries=64"]
+    plans = [
+        plan(config, another_machine(64, 80, 989), samples=10**9) for config in (whole, whole.with_values(options))
+    ]
+    assert plans[1].step_flops < 0.9 * plans[0].step_flops and plans[1].memory.peak < plans[0].memory.peak
+    masks = whole.model.text.width * (whole.model.text.context_length - 1)
+    assert plans[1].parameters - plans[0].parameters == masks
+
+
 def refused(config, machine=CPU, error=ConfigError, **arguments):
     with pytest.raises(error) as raised:
         plan(config, machine, **arguments)

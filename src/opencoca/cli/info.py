@@ -83,10 +83,17 @@ def describe(opened: Opened) -> dict[str, Any]:
         "embed_dim": config.model.embed_dim,
         "heads": {head.name: _head(head) for head in config.model.heads},
         "generation": asdict(config.generation),
+        "initialised_from": _start(state),
         "trained_steps": state.get("step"),
         "planned_steps": config.optim.steps,
         "metrics": state.get("metrics", {}),
     }
+
+
+def _start(state: Mapping[str, Any]) -> str | None:
+    """Where the weights before the first step were from; None where that isn't known."""
+    source = state.get("initialised_from")
+    return "random weights" if source == "" else source
 
 
 def _head(head: HeadConfig) -> str:

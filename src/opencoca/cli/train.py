@@ -55,7 +55,7 @@ class Args:
     set: tuple[str, ...] = ()
     """Fields of the configuration to change, as section.field=value."""
     start: Start = None
-    """A model whose weights a new run begins with: a run or model folder, a weights file, hf:org/name."""
+    """A model whose weights and tokenizer a new run begins with: a run or model folder, a weights file, hf:org/name."""
     init_vision: Tower = None
     """Published CLIP or SigLIP weights for the image encoder of a new run."""
     init_text: Tower = None
@@ -93,7 +93,7 @@ def run(args: Args) -> int:
     if args.data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=str(args.data)))
     if args.plan:
-        return _plan(args, config)
+        return _plan(args, _with_its_tokenizer(args, config))
     if args.run is None:
         raise ConfigError("no --run given: the folder that checkpoints and metrics go into; or look with --plan first")
     if args.launch is not None:
@@ -102,7 +102,7 @@ def run(args: Args) -> int:
         return _torchrun(args, config)
     from opencoca.jobs.pretrain import pretrain
 
-    state = pretrain(config, args.run, initial=_initial(args))
+    state = pretrain(_with_its_tokenizer(args, config), args.run, initial=_initial(args))
     if os.environ.get("RANK", "0") == "0":
         print(f"trained {state.step} steps; the model is in {args.run}")
     return DONE
@@ -187,6 +187,17 @@ def _torchrun(args: Args, config: Config) -> int:
     command = launch.torchrun(words(args), args.nproc or 1)
     sys.stdout.flush()
     os.execv(command[0], command)
+
+
+def _with_its_tokenizer(args: Args, config: Config) -> Config:
+    """A new run that begins with another model reads with that model's tokenizer, unless another one is named."""
+    if args.start is None:
+        return config
+    from opencoca.checkpoint import latest_checkpoint
+    from opencoca.jobs.initial import with_tokenizer_of
+
+    begun = args.run is not None and latest_checkpoint(args.run) is not None
+    return config if begun else with_tokenizer_of(args.start, config)
 
 
 def _initial(args: Args) -> Callable[..., Any] | None:

@@ -38,3 +38,9 @@ def uniforms(draw: int, purpose: str, count: int) -> np.ndarray:
     """float64 [count] in [0, 1): numbers of one purpose tell nothing of another's, nor of another sample's."""
     start = np.uint64(mix(draw ^ hash64(purpose)))
     return (mix64(start + np.arange(count, dtype=np.uint64)) >> np.uint64(11)).astype(np.float64) / 2**53
+
+
+def uniform_rows(draws: np.ndarray, purpose: str, count: int) -> np.ndarray:
+    """`uniforms` [B,count] of several samples' draws, uint64 [B], as float32 of 24 bits."""
+    starts = mix64(draws ^ np.uint64(hash64(purpose)))
+    return (mix64(starts[:, None] + np.arange(count, dtype=np.uint64)) >> np.uint64(40)).astype(np.float32) / 2**24

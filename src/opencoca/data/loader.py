@@ -17,7 +17,7 @@ import torch
 
 from opencoca.config import Config, PixelConfig
 from opencoca.data.augment import Augmentation
-from opencoca.data.draws import hash64, mix64
+from opencoca.data.draws import hash64, mix64, uniform_rows
 from opencoca.data.mixture import Mixture
 from opencoca.data.order import EpochOrder, MixtureOrder, Order, alike
 from opencoca.data.reader import Drawn, PairReader
@@ -74,6 +74,9 @@ class PairLoader:
         text_buckets: int = 1,
         clump_size: int = 1,
         patch_noise: int = 0,
+        parallel_share: float = 0.0,
+        word_noise: bool = False,
+        query_noise: int = 0,
         pictures: int = 1,
         workers: int = 0,
         cache_bytes: int = 512 * 2**20,
@@ -88,6 +91,7 @@ class PairLoader:
         self.batch_size, self.context_length = batch_size, context_length
         self.rank, self.world, self.rows = rank, world, batch_size // world
         self.text_buckets, self.patch_noise = text_buckets, patch_noise
+        self.parallel_share, self.word_noise, self.query_noise = parallel_share, word_noise, query_noise
         self.workers, self.timeout_s = workers, timeout_s
         self._reader = PairReader(
             source,
@@ -115,13 +119,13 @@ class PairLoader:
 
         Where samples have several `pictures`, a batch's pixels have three channels for each.
         """
-        data, vision = config.data, config.model.vision
+        data, vision, text, pooler = config.data, config.model.vision, config.model.text, config.model.pooler
         return cls(
             source,
             tokenizer,
             batch_size=data.batch_size,
             image_size_px=vision.image_size_px,
-            context_length=config.model.text.context_length,
+            context_length=text.context_length,
             pixels=config.pixels,
             seed=config.run.seed,
             rank=rank,
@@ -134,6 +138,9 @@ class PairLoader:
             text_buckets=data.text_buckets,
             clump_size=data.clump_size,
             patch_noise=vision.read_patches if vision.train_patches else 0,
+            parallel_share=text.parallel_share,
+            word_noise=text.token_drop > 0,
+            query_noise=pooler.num_queries if pooler.train_queries else 0,
             pictures=pictures,
             workers=data.workers,
         )
@@ -249,14 +256,23 @@ class PairLoader:
             labels_B2[order],
             tuple(pairs[i].key for i in order.tolist()),
             bucket_by_length(lengths_B[order].tolist(), self.text_buckets),
-            self._patch_noise(pairs)[order] if self.patch_noise else None,
+            **{name: noise[order] for name, noise in self._noise(pairs, ids_BT.shape[1]).items()},
         )
 
-    def _patch_noise(self, pairs: Sequence[Drawn]) -> torch.Tensor:
-        """`patch_noise` uniform numbers per sample."""
+    def _noise(self, pairs: Sequence[Drawn], length: int) -> dict[str, torch.Tensor]:
+        """What the batch's rows draw for the model, as far as the configuration draws anything."""
         draws_B = np.array([pair.draw for pair in pairs], dtype=np.uint64)
-        draws_BP = mix64(draws_B[:, None] + np.arange(self.patch_noise, dtype=np.uint64))
-        return torch.from_numpy((draws_BP >> np.uint64(40)).astype(np.float32) / 2**24)
+        noise = {}
+        if self.patch_noise:
+            draws_BP = mix64(draws_B[:, None] + np.arange(self.patch_noise, dtype=np.uint64))
+            noise["patch_noise"] = (draws_BP >> np.uint64(40)).astype(np.float32) / 2**24
+        if self.parallel_share:
+            noise["parallel"] = uniform_rows(draws_B, "parallel", 1)[:, 0] < self.parallel_share
+        if self.word_noise:
+            noise["word_noise"] = uniform_rows(draws_B, "words", length - 1)
+        if self.query_noise:
+            noise["query_noise"] = uniform_rows(draws_B, "queries", self.query_noise)
+        return {name: torch.from_numpy(values) for name, values in noise.items()}
 
 
 def order_of(source: Source, seed: int, window: int = 0, clump_size: int = 1) -> Order:

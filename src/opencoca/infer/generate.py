@@ -12,7 +12,6 @@ from opencoca.errors import ConfigError, DataError
 from opencoca.infer.hypotheses import Generated, Plan
 from opencoca.infer.search import OnStep, search
 from opencoca.model.coca import CoCa
-from opencoca.model.layout import lay_out_for_decoding
 
 __all__ = ["Generated", "generate"]
 
@@ -73,7 +72,6 @@ def generate(
         groups = config.num_beam_groups if config.diversity_penalty > 0 else 1
         beams = config.beams // config.num_beam_groups
     plan = Plan(config, special, max_tokens, groups, beams, [list(prompt) for prompt in prompts], list(keys))
-    lay_out_for_decoding(model)
     found = search(model, image_tokens, plan, on_step)
     if not all(found):
         raise DataError(

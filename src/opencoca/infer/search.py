@@ -30,6 +30,7 @@ from opencoca.infer.continuations import continuations, going_on
 from opencoca.infer.hypotheses import Continuations, Finished, Generated, Live, Plan
 from opencoca.infer.score import log_probs
 from opencoca.model.coca import CoCa, DecodeCache
+from opencoca.model.decode_step import prepare_to_decode
 
 OnStep = Callable[[int, list[int]], None]  # of a picture, the ids of what leads at the moment
 
@@ -42,10 +43,13 @@ def search(model: CoCa, image_tokens: Tensor, plan: Plan, on_step: OnStep | None
     """
     device = image_tokens.device
     finished = [Finished(plan, picture) for picture in range(len(image_tokens))]
+    step = prepare_to_decode(model, rows=len(image_tokens) * plan.groups * plan.beams)
+    logits = model.caption_logits if step is None else step.head
     cache = model.start_decoding(image_tokens, plan.max_tokens, beams=plan.groups * plan.beams)
+    cache.step = step
     live, decoded_RD = _begun(model, image_tokens, cache, plan)
     for length in range(live.ids.shape[3] + 1, plan.max_tokens + 1):
-        found = continuations(model.caption_logits(decoded_RD), live, plan)
+        found = continuations(logits(decoded_RD), live, plan)
         _finish(found, live, finished, length, plan)
         going = going_on(found, plan)
         if length == plan.max_tokens:

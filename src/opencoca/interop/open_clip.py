@@ -5,6 +5,7 @@ What is peculiar about that layout is in our configuration (`recipes.open_clip.l
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -75,12 +76,28 @@ def to_open_clip(model: CoCa) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ConfigError(f"OpenCLIP's CoCa has no heads for tasks ({names}); keep the model folder")
     if config.pair_bias:
         raise ConfigError("OpenCLIP's CoCa has no bias of the sigmoid loss (pair_bias); keep the model folder")
+    activation = _activation(config)
+    if activation not in ("gelu", "quick_gelu"):
+        raise ConfigError(
+            f"OpenCLIP's CoCa computes gelu or quick_gelu in both towers, and this model has {activation}; keep the "
+            "model folder"
+        )
     if config.vision.registers or config.vision.qk_norm or config.text.qk_norm:
         raise ConfigError(
             f"OpenCLIP's layout has neither registers ({config.vision.registers} here) nor qk_norm "
             f"({config.vision.qk_norm} in vision, {config.text.qk_norm} in text); keep the model folder"
         )
     return model_cfg(config), _to_theirs(config, model.state_dict())
+
+
+def without_training_options(config: ModelConfig) -> ModelConfig:
+    """The same model where nothing is left out or masked in training, which OpenCLIP's layout has no words for."""
+    return dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, train_patches=0),
+        text=dataclasses.replace(config.text, parallel_share=0.0, token_drop=0.0),
+        pooler=dataclasses.replace(config.pooler, train_queries=0),
+    )
 
 
 def config_from_open_clip(open_clip_config: Mapping[str, Any], name: str = "open_clip") -> Config:
@@ -103,7 +120,6 @@ def model_config(model_cfg: Mapping[str, Any]) -> ModelConfig:
     if "multimodal_cfg" not in model_cfg:
         raise ConfigError("model_cfg has no multimodal_cfg: this is a CLIP and not a CoCa; it can't caption")
     vision, text, multimodal = (_section(model_cfg, name) for name in ("vision_cfg", "text_cfg", "multimodal_cfg"))
-    _require(not model_cfg.get("quick_gelu"), "quick_gelu", True, "exact GELU")
     _require(bool(vision.get("attentional_pool")), "vision_cfg.attentional_pool", False, "an attentional pooler")
     _require(bool(text.get("embed_cls")), "text_cfg.embed_cls", False, "a [CLS] token")
     embed_dim, width = model_cfg.get("embed_dim"), text.get("width", 512)
@@ -113,7 +129,9 @@ def model_config(model_cfg: Mapping[str, Any]) -> ModelConfig:
         _require(ours == theirs, f"multimodal_cfg.{name}", theirs, f"as in text_cfg, {ours}")
     vision_width = _number(vision, "vision_cfg.width", 768)
     text_width = _number(text, "text_cfg.width", 512)
+    quick = model_cfg.get("quick_gelu")
     return recipes.layout(
+        activation="quick_gelu" if quick else "gelu",
         image_size_px=_number(vision, "vision_cfg.image_size", IMAGE_SIZE_PX),
         patch_size_px=_number(vision, "vision_cfg.patch_size", 16),
         vision_width=vision_width,
@@ -159,7 +177,14 @@ def model_cfg(config: ModelConfig) -> dict[str, Any]:
         "text_cfg": shared | {"layers": text.unimodal_depth, "embed_cls": True, "output_tokens": True},
         "multimodal_cfg": shared | {"layers": text.multimodal_depth},
         "custom_text": True,
+        **({"quick_gelu": True} if _activation(config) == "quick_gelu" else {}),
     }
+
+
+def _activation(config: ModelConfig) -> str:
+    """The activation of both towers, or of each where they differ."""
+    vision, text = config.vision.activation, config.text.activation
+    return vision if vision == text else f"{vision} and {text}"
 
 
 def model_cfg_from_state(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -253,7 +278,11 @@ def pair_links(ours: str, theirs: str) -> Iterator[Link]:
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
-    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    if len(tensors) == 1:
+        return tensors[0]
+    if tensors[0].is_meta:  # of which torch.cat would import a compiler, for 1.3 s
+        return tensors[0].new_empty(sum(map(len, tensors)), *tensors[0].shape[1:])
+    return torch.cat(tensors)
 
 
 def _ours(tensor: Tensor, form: str) -> Tensor:

@@ -9,6 +9,7 @@ What we write holds our whole configuration too, under "opencoca", which OpenCLI
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -25,7 +26,13 @@ from opencoca.config import Config, PixelConfig
 from opencoca.data.clip_tokenizer import ClipTokenizer
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import CheckpointError, ConfigError
-from opencoca.interop.open_clip import config_from_open_clip, from_open_clip, model_cfg_from_state, to_open_clip
+from opencoca.interop.open_clip import (
+    config_from_open_clip,
+    from_open_clip,
+    model_cfg_from_state,
+    to_open_clip,
+    without_training_options,
+)
 from opencoca.model.coca import CoCa
 from opencoca.model_card import Origin, model_card
 
@@ -99,7 +106,7 @@ def write_folder(
     described = {
         "model_cfg": model_cfg,
         "preprocess_cfg": _preprocessing(config.pixels),
-        "opencoca": config.to_dict(),
+        "opencoca": dataclasses.replace(config, model=without_training_options(config.model)).to_dict(),
     }
     parameters = checkpoint.parameters_by_part(dict(model.named_parameters()))
     partial = folder.with_name(f".partial-{folder.name}")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from opencoca import weights
-from opencoca.config import ModelConfig, TextConfig, VisionConfig
+from opencoca.config import Activation, ModelConfig, TextConfig, VisionConfig
 from opencoca.errors import CheckpointError, ConfigError
 from opencoca.interop.open_clip import Link, block_links, linked, pair_links
 from opencoca.interop.open_clip_folder import CONFIG_FILE, WEIGHTS_FILES
@@ -31,7 +31,13 @@ from opencoca.recipes.open_clip import CLIP_MEAN, CLIP_STD
 Kind = Literal["vision", "text"]
 _FILES = ("model.safetensors", *WEIGHTS_FILES, "pytorch_model.bin")
 _HALF = (0.5, 0.5, 0.5)
-_TANH = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+}
 _RENAMED = (  # transformers' names, as OpenCLIP calls the same tensors
     (r"embeddings\.class_embedding", "class_embedding"),
     (r"embeddings\.patch_embedding\.", "conv1."),
@@ -78,12 +84,12 @@ def read_tower(path: Path, kind: Kind, config: ModelConfig) -> Tower:
 
     A text tower may have more layers than `config`: the first ones are taken. Another picture size is interpolated.
 
-    Raises: CheckpointError for a file that is no such tower; ConfigError for one of other sizes, with the settings that
-        fit, and for one whose activation or direction of reading isn't ours.
+    Raises: CheckpointError for a file that is no such tower; ConfigError for one of other sizes or another activation,
+        with the settings that fit, and for one whose direction of reading isn't ours.
     """
     file = _weights_file(path)
     found = _found(file, kind, weights.read(file))
-    notes = _activation_notes(file, found)
+    notes: list[str] = []
     if kind == "vision":
         theirs, links = _vision(file, found, config, notes), _vision_links(found, config)
     else:
@@ -115,8 +121,9 @@ def read_tower(path: Path, kind: Kind, config: ModelConfig) -> Tower:
 def _vision(file: Path, found: _Found, config: ModelConfig, notes: list[str]) -> dict[str, Any]:
     """The stored tower's `VisionConfig` fields; those that don't matter are missing."""
     state, ours = found.state, config.vision
+    theirs = _activation(file, found, "vision", ours.activation, notes)
     kernel = _tensor(file, state, "conv1.weight", 4)
-    theirs = _sizes(file, state, kernel.shape[0], found.num_heads, ours, notes)
+    theirs |= _sizes(file, state, kernel.shape[0], found.num_heads, ours, notes)
     theirs |= {"patch_size_px": kernel.shape[-1], "depth": _depth(state)}
     theirs |= {"class_token": "class_embedding" in state, "norm_input": "ln_pre.weight" in state}
     if "conv1.bias" in state:
@@ -135,8 +142,9 @@ def _text(file: Path, found: _Found, config: ModelConfig, notes: list[str]) -> d
             "start texts from a CLIP, or at random"
         )
     state, ours = found.state, config.text
+    theirs = _activation(file, found, "text", ours.activation, notes)
     vocab_size, width = _tensor(file, state, "token_embedding.weight", 2).shape
-    theirs = _sizes(file, state, width, found.num_heads, ours, notes)
+    theirs |= _sizes(file, state, width, found.num_heads, ours, notes)
     depth, room = _depth(state), len(_tensor(file, state, "positional_embedding", 2))
     theirs |= {"vocab_size": vocab_size, "unimodal_depth": min(depth, ours.unimodal_depth)}
     theirs["context_length"] = min(room - 1, ours.context_length)  # [CLS] takes a position too
@@ -160,7 +168,8 @@ def _refuse_other_sizes(file: Path, theirs: dict[str, Any], ours: VisionConfig |
     other = {name: value for name, value in theirs.items() if getattr(ours, name) != value}
     if other:
         differs = ", ".join(f"{name} {value} instead of {getattr(ours, name)}" for name, value in other.items())
-        settings = [f"model.{kind}.{name}={json.dumps(value)}" for name, value in other.items() if name != "vocab_size"]
+        words = {name: value if isinstance(value, str) else json.dumps(value) for name, value in other.items()}
+        settings = [f"model.{kind}.{name}={word}" for name, word in words.items() if name != "vocab_size"]
         settings += ["data.tokenizer=clip"] if "vocab_size" in other else []
         raise ConfigError(f"{file} doesn't fit the recipe's {kind} tower: {differs}; --set {' '.join(settings)}")
 
@@ -267,24 +276,33 @@ def _open_clip_facts(file: Path, kind: Kind, width: int) -> tuple[bool, int | No
     heads = width // section.get("head_width", 64) if kind == "vision" else section.get("heads", 8)
     activation = "quick_gelu" if model_cfg.get("quick_gelu") else "gelu"
     if (section.get("act_kwargs") or {}).get("approximate") == "tanh":
-        activation = _TANH[0]
+        activation = "gelu_pytorch_tanh"
     return bool(section.get("no_causal_mask")), int(heads), activation
 
 
-def _activation_notes(file: Path, found: _Found) -> list[str]:
-    """Raises: ConfigError for QuickGELU, which is another function than ours."""
-    if found.activation == "quick_gelu":
-        raise ConfigError(
-            f"{file} was trained with QuickGELU, as OpenAI's weights are, and OpenCoCa computes the exact GELU, with "
-            "which they are another model; give weights of the exact GELU, such as LAION's and DataComp's CLIP"
-        )
+def _activation(file: Path, found: _Found, kind: Kind, ours: Activation, notes: list[str]) -> dict[str, Any]:
+    """The stored tower's `activation`, where it must be ours.
+
+    GELU and its approximation by tanh are near enough for either to begin with the other's weights; that is noted.
+
+    Raises: ConfigError for an activation that we don't have.
+    """
     if found.activation is None:
-        return ["the file doesn't say which activation it was trained with; it must be the exact GELU, not QuickGELU"]
-    if found.activation in _TANH:
-        return [f"it was trained with {found.activation}, which differs from the exact GELU by up to 0.0005"]
-    if found.activation != "gelu":
-        raise ConfigError(f"{file} was trained with {found.activation}; give weights of the exact GELU")
-    return []
+        notes.append(
+            f"the file doesn't say which activation it was trained with; this run computes {ours}, and OpenAI's own "
+            f"weights want QuickGELU: --set model.{kind}.activation=quick_gelu"
+        )
+        return {}
+    if found.activation not in _ACTIVATIONS:
+        raise ConfigError(f"{file} was trained with {found.activation}; give weights of {', '.join(_ACTIVATIONS)}")
+    theirs = _ACTIVATIONS[found.activation]
+    if {theirs, ours} == {"gelu", "gelu_tanh"}:
+        notes.append(
+            f"it was trained with {found.activation}, which differs from {ours} by up to 0.0005: "
+            f"--set model.{kind}.activation={theirs} computes the same"
+        )
+        return {}
+    return {"activation": theirs}
 
 
 def _depth(state: Mapping[str, Tensor]) -> int:

@@ -32,6 +32,7 @@ from opencoca.jobs.finetune_measure import (
 )
 from opencoca.jobs.finetune_report import card, write_report
 from opencoca.jobs.finetune_train import SCRATCH, Options, Say, begin_with, configured, train_within_memory
+from opencoca.jobs.initial import MASKS
 from opencoca.loading import FINETUNED, Opened, open_model
 from opencoca.model.init import build
 from opencoca.model.lora import merged_weights
@@ -80,7 +81,7 @@ def finetune(
     size_px = config.model.vision.image_size_px
     val = held(split.val, size_px, config.pixels)
     keep = _keep(options, size_px, config)
-    original = {n: p.detach() for n, p in opened.model.named_parameters()}
+    original = {n: p.detach() for n, p in opened.model.named_parameters() if n != MASKS}
     if scratch:
         original = {n: p.detach() for n, p in build(config.model, config.run.seed).named_parameters()}
     begun = _Begun(name, str(opened.path.resolve()), scratch, _digest(original))

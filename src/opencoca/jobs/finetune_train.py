@@ -64,6 +64,8 @@ class Options:
 def configured(opened: Opened, data: str, pictures: int, options: Options, scratch: bool = False) -> Config:
     """The configuration of a fine-tuning: the base's model, pixels and generation, and defaults for all else.
 
+    Captions are written a token after the other and whole, however the base was trained.
+
     Raises: ConfigError for options that contradict each other.
     """
     small = sum(p.numel() for p in opened.model.parameters()) < SMALL
@@ -76,7 +78,9 @@ def configured(opened: Opened, data: str, pictures: int, options: Options, scrat
     both = before.loss.contrastive_weight > 0 and before.loss.captioning_weight > 0
     config = Config(
         recipe=before.recipe,
-        model=before.model,
+        model=dataclasses.replace(
+            before.model, text=dataclasses.replace(before.model.text, parallel_share=0.0, token_drop=0.0)
+        ),
         pixels=before.pixels,
         generation=before.generation,
         loss=before.loss if both else LossConfig(),

@@ -239,9 +239,13 @@ def _is_sharded(config: Config, machine: Machine) -> bool:
 
 def _forward(config: Config, pairs: int, length: float) -> dict[str, float]:
     """Operations of one device's forward pass: all, of the blocks alone, and of what the embeddings need."""
-    vision = config.model.vision
+    read = {
+        "read_patches": config.model.vision.train_patches,
+        "token_drop": config.model.text.token_drop,
+        "read_queries": config.model.pooler.train_queries,
+    }
     low = math.floor(length)
-    sizes = [forward_flops(config.model, 1, n, read_patches=vision.train_patches) for n in (low, low + 1)]
+    sizes = [forward_flops(config.model, 1, n, **read) for n in (low, low + 1)]
     parts = {
         name: pairs * (a + (length - low) * (b - a))
         for name, a, b in zip(sizes[0]._fields, sizes[0], sizes[1], strict=True)

@@ -24,8 +24,8 @@ class KVCache:
     """
 
     def __init__(self, pictures: int, num_heads: int, capacity: int, head_width: int, like: Tensor) -> None:
-        self.keys_BNSK = like.new_zeros(pictures, num_heads, capacity, head_width)
-        self.values_BNSK = like.new_zeros(pictures, num_heads, capacity, head_width)
+        self.keys_BNSK = like.new_empty(pictures, num_heads, capacity, head_width)
+        self.values_BNSK = like.new_empty(pictures, num_heads, capacity, head_width)
         self.length = 0
 
     def append(self, new: KeysValues) -> KeysValues:
@@ -34,7 +34,7 @@ class KVCache:
         Raises: ValueError where the positions don't fit.
         """
         pictures, _, capacity, _ = self.keys_BNSK.shape
-        if len(new.keys) > pictures:
+        if new.keys.shape[0] > pictures:
             new = KeysValues(*(part.unflatten(0, (pictures, -1)).transpose(1, 2).flatten(2, 3) for part in new))
         end = self.length + new.keys.shape[2]
         if end > capacity:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from opencoca.config import Activation
 from opencoca.model.attention import Attention, KeysValues, KVCache
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, activation, linear."""
 
-    def __init__(self, width: int, hidden_width: int) -> None:
+    def __init__(self, width: int, hidden_width: int, activation: Activation = "gelu") -> None:
         super().__init__()
+        self.activation: Activation = activation
         self.up = nn.Linear(width, hidden_width)
         self.down = nn.Linear(hidden_width, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_BTD)))
+        return self.down(activated(self.up(x_BTD), self.activation))
+
+
+def activated(x: Tensor, activation: Activation) -> Tensor:
+    """The activation of each value.
+
+    Source of "quick_gelu", x sigmoid(1.702 x): OpenAI's CLIP. "gelu_tanh" is GELU's approximation by tanh, which
+    SigLIP's towers were trained with.
+    """
+    if activation == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
 class Block(nn.Module):
@@ -31,6 +45,7 @@ class Block(nn.Module):
         causal: bool,
         context_width: int | None = None,
         qk_norm: bool = False,
+        activation: Activation = "gelu",
     ) -> None:
         super().__init__()
         self.causal = causal
@@ -41,7 +56,7 @@ class Block(nn.Module):
             self.norm_cross = nn.LayerNorm(width)
             self.cross_attention = Attention(width, num_heads, context_width, qk_norm)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = Mlp(width, mlp_width)
+        self.mlp = Mlp(width, mlp_width, activation)
 
     def forward(
         self,
@@ -79,13 +94,15 @@ class PictureBlock(nn.Module):
     Source: OpenCLIP's CoCa, whose multimodal layers are a text block and then one of these.
     """
 
-    def __init__(self, width: int, num_heads: int, mlp_width: int, qk_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, num_heads: int, mlp_width: int, qk_norm: bool = False, activation: Activation = "gelu"
+    ) -> None:
         super().__init__()
         self.norm_cross = nn.LayerNorm(width)
         self.norm_picture = nn.LayerNorm(width)
         self.cross_attention = Attention(width, num_heads, qk_norm=qk_norm)
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = Mlp(width, mlp_width)
+        self.mlp = Mlp(width, mlp_width, activation)
 
     def forward(self, x_BTD: Tensor, picture: KeysValues | Tensor) -> Tensor:
         """One layer over x [B,T,D]; every position reads the picture, as in `Block`, and none another position."""

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opencoca.config import ModelConfig
+from opencoca.model import draws
 from opencoca.model.attention import KVCache
 from opencoca.model.decode_cache import DecodeCache
 from opencoca.model.heads import task_heads
 from opencoca.model.pooler import AttentionalPooler
 from opencoca.model.text import MultimodalDecoder, UnimodalDecoder
 from opencoca.model.vit import VisionTransformer
-from opencoca.types import CoCaOutput, ImageFeatures, TextBucket, TextFeatures
+from opencoca.types import CoCaOutput, DecoderDraws, ImageFeatures, TextBucket, TextFeatures
+
+NOTHING_DRAWN = DecoderDraws()
 
 
 class CoCa(nn.Module):
@@ -60,17 +63,24 @@ class CoCa(nn.Module):
         valid_BT: Tensor,
         buckets: Sequence[TextBucket] = (),
         patch_noise_BP: Tensor | None = None,
+        drawn: DecoderDraws = NOTHING_DRAWN,
     ) -> CoCaOutput:
         """One pass for both losses; `decoded` [B,T-1,D] stands where the next token is predicted.
 
         With `buckets`, each run of rows is read at its own length: the same values, without most of the padding,
-        where `decoded` holds zeros. `patch_noise` draws the patches that training reads.
+        where `decoded` holds zeros. `patch_noise` draws the patches that training reads, `drawn` what the multimodal
+        half reads; `decoded` means nothing in the positions that are left out (`model.draws.kept`).
         """
         image = self.encode_image(pixels_BCHW, patch_noise_BP)
         embeds, decoded = [], []
         for first, last, length in buckets or (TextBucket(0, *ids_BT.shape),):
             text = self.encode_text(ids_BT[first:last, :length], valid_BT[first:last, :length])
-            decoded_BTD = self.decode(image.tokens[first:last], text.tokens[:, :-1])
+            tokens_BQD, words_BTD = image.tokens[first:last], text.tokens[:, :-1]
+            if drawn:
+                valid = valid_BT[first:last, :length]
+                decoded_BTD = draws.decode(self, tokens_BQD, words_BTD, valid, drawn.rows(first, last))
+            else:
+                decoded_BTD = self.decode(tokens_BQD, words_BTD)
             embeds.append(text.embed)
             decoded.append(F.pad(decoded_BTD, (0, 0, 0, ids_BT.shape[1] - length)))
         return CoCaOutput(image.embed, torch.cat(embeds), torch.cat(decoded), self.log_scale.exp())
@@ -141,6 +151,8 @@ class CoCa(nn.Module):
 
     def decode_next(self, ids_BT: Tensor, cache: DecodeCache) -> Tensor:
         """Multimodal outputs [B,T,D], before the head, of the next ids [B,T]; the cache moves on by T."""
+        if cache.step is not None and ids_BT.shape[1] == 1:
+            return cache.step(ids_BT, cache)
         start, keep_BTS = cache.length, cache.extend(*ids_BT.shape)
         text_BTD = self.unimodal.step(ids_BT, cache.unimodal, start, keep_BTS)
         return self.multimodal.step(text_BTD, cache.pictures, cache.multimodal, keep_BTS)

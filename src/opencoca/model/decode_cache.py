@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ class DecodeCache:
         self.num_pictures = num_pictures
         self.seen_BRS: Tensor | None = None
         self.length = unimodal[0].length  # text positions held so far
+        self.step: Callable[[Tensor, DecodeCache], Tensor] | None = None  # computes single positions, if it is there
 
     def extend(self, rows: int, steps: int) -> Tensor | None:
         """Moves on by `steps` positions in each row; says what they see [B,R*T,S], or None for all before them."""

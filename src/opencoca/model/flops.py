@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from opencoca.config import ModelConfig
+from opencoca.config import ModelConfig, trained_positions
 
 
 class ForwardFlops(NamedTuple):
@@ -24,12 +24,18 @@ class ForwardFlops(NamedTuple):
 
 
 def forward_flops(
-    config: ModelConfig, batch: int, text_length: int, image_size_px: int | None = None, read_patches: int = 0
+    config: ModelConfig,
+    batch: int,
+    text_length: int,
+    image_size_px: int | None = None,
+    read_patches: int = 0,
+    token_drop: float = 0.0,
+    read_queries: int = 0,
 ) -> ForwardFlops:
     """Operations of CoCa's forward pass over `batch` pictures and captions of `text_length` ids, start and end counted.
 
-    `read_patches` is for training that reads fewer patches than inference does. Causal attention is counted in full, as
-    is usual for model-FLOPs utilisation.
+    The last three are for training that reads fewer patches than inference does, or fewer text positions or picture
+    tokens in the multimodal half. Causal attention is counted in full, as is usual for model-FLOPs utilisation.
     """
     vision, text, pooler = config.vision, config.text, config.pooler
     patches = ((image_size_px or vision.image_size_px) // vision.patch_size_px) ** 2
@@ -37,11 +43,11 @@ def forward_flops(
     positions = patches + vision.class_token
     queries, width, shared = pooler.num_queries, text.width, pooler.arrangement == "shared"
     contrastive_context = (queries, width) if pooler.arrangement == "cascade" else (positions, vision.width)
-    with_cls, predicted = text_length + 1, text_length - 1
+    with_cls, predicted = text_length + 1, trained_positions(text_length - 1, token_drop)
     encoder = _linear(patches, 3 * vision.patch_size_px**2, vision.width)
     encoder += vision.depth * _block(positions + vision.registers, vision.width, vision.mlp_width)
     unimodal = text.unimodal_depth * _block(with_cls, width, text.mlp_width)
-    layer = _block(predicted, width, text.mlp_width) + _attention(predicted, width, queries, width)
+    layer = _block(predicted, width, text.mlp_width) + _attention(predicted, width, read_queries or queries, width)
     if text.cross_attention == "after":
         layer += 2 * _linear(predicted, width, text.mlp_width)
     multimodal = text.multimodal_depth * layer

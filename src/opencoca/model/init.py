@@ -35,10 +35,10 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
     """Fills every parameter in place.
 
     Matrices: normal with variance 1 / fan-in; those that write into the residual stream are scaled down by the
-    square root of the number of writers. Embeddings, positions, class token, registers and [CLS]: normal(0, 0.02).
-    Queries: normal(0, 1), since a norm follows. Norms 1, biases and time positions 0. Temperature:
-    `config.init_temperature`;
-    the pairs' bias, where there is one: -10, since nearly all pairs of a batch don't belong together (SigLIP).
+    square root of the number of writers. Embeddings, positions, masks, class token, registers and [CLS]:
+    normal(0, 0.02). Queries: normal(0, 1), since a norm follows. Norms 1, biases and time positions 0. Temperature:
+    `config.init_temperature`; the pairs' bias, where there is one: -10, since nearly all pairs of a batch don't belong
+    together (SigLIP).
     """
     writers = {"encoder": 2 * len(model.encoder.blocks), "unimodal": 2 * len(model.unimodal.blocks)}
     in_a_layer = 3 if model.multimodal.picture_blocks is None else 4
@@ -57,7 +57,9 @@ def init_weights(model: CoCa, seed: int = 0) -> None:
             parameter.fill_(1.0)
         elif name.endswith("queries_QD"):
             _normal(parameter, 1.0, seed, name)
-        elif name.endswith(("positions_PD", "positions_TD", "class_D", "registers_PD", "cls_D", "tokens.weight")):
+        elif name.endswith(
+            ("positions_PD", "positions_TD", "class_D", "registers_PD", "cls_D", "mask_TD", "tokens.weight")
+        ):
             _normal(parameter, 0.02, seed, name)
         else:
             std = parameter.shape[1] ** -0.5

@@ -25,7 +25,14 @@ class UnimodalDecoder(nn.Module):
         self.positions_TD = nn.Parameter(torch.empty(config.context_length + 1, config.width))
         self.cls_D = nn.Parameter(torch.empty(config.width))
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_width, causal=True, qk_norm=config.qk_norm)
+            Block(
+                config.width,
+                config.num_heads,
+                config.mlp_width,
+                causal=True,
+                qk_norm=config.qk_norm,
+                activation=config.activation,
+            )
             for _ in range(config.unimodal_depth)
         )
         self.norm_cls = nn.LayerNorm(config.width)
@@ -94,21 +101,27 @@ class UnimodalDecoder(nn.Module):
 
 
 class MultimodalDecoder(nn.Module):
-    """Causal layers with cross-attention to the generative pooler's tokens, and the vocabulary head."""
+    """Causal layers with cross-attention to the generative pooler's tokens, and the vocabulary head.
+
+    mask_TD: what stands in the text's place where training predicts all tokens from the picture alone; None where it
+        never does. Nothing else reads it.
+    """
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         sizes = config.width, config.num_heads, config.mlp_width
+        options = {"qk_norm": config.qk_norm, "activation": config.activation}
+        self.mask_TD = None
+        if config.parallel_share:
+            self.mask_TD = nn.Parameter(torch.empty(config.context_length - 1, config.width))
         inside = config.cross_attention == "inside"
         self.blocks = nn.ModuleList(
-            Block(*sizes, causal=True, context_width=config.width if inside else None, qk_norm=config.qk_norm)
+            Block(*sizes, causal=True, context_width=config.width if inside else None, **options)
             for _ in range(config.multimodal_depth)
         )
         self.picture_blocks = None
         if not inside:
-            self.picture_blocks = nn.ModuleList(
-                PictureBlock(*sizes, qk_norm=config.qk_norm) for _ in range(config.multimodal_depth)
-            )
+            self.picture_blocks = nn.ModuleList(PictureBlock(*sizes, **options) for _ in range(config.multimodal_depth))
         self.norm_out = nn.LayerNorm(config.width)
 
     def forward(self, text_BTD: Tensor, picture_BQD: Tensor) -> Tensor:

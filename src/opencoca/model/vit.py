@@ -22,7 +22,14 @@ class VisionTransformer(nn.Module):
         self.registers_PD = nn.Parameter(torch.empty(config.registers, config.width)) if config.registers else None
         self.norm_input = nn.LayerNorm(config.width) if config.norm_input else None
         self.blocks = nn.ModuleList(
-            Block(config.width, config.num_heads, config.mlp_width, causal=False, qk_norm=config.qk_norm)
+            Block(
+                config.width,
+                config.num_heads,
+                config.mlp_width,
+                causal=False,
+                qk_norm=config.qk_norm,
+                activation=config.activation,
+            )
             for _ in range(config.depth)
         )
 

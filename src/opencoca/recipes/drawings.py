@@ -19,7 +19,7 @@ from opencoca.config import (
 def drawings() -> Config:
     """9.3M parameters, 2,000 steps of 128 pairs: 9 epochs of 28,924 samples, in four emoji styles and clip art.
 
-    Command: `python -m opencoca.jobs.drawings fetch` for the data, then `coca train drawings --run runs/drawings`.
+    Command: `coca data get drawings` for the data, then `coca train drawings --run runs/drawings`.
     Figures and hardware: benchmarks/results/drawings.json.
     """
     return Config(

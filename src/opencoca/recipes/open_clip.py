@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from opencoca.config import (
+    Activation,
     Config,
     DataConfig,
     GenerationConfig,
@@ -35,6 +36,7 @@ def layout(
     pooler_heads: int = 8,
     vocab_size: int = 49408,
     context_length: int = 76,
+    activation: Activation = "gelu",
 ) -> ModelConfig:
     """A model of OpenCLIP's layout; `num_queries` are those that the decoder reads, one more gives the embedding.
 
@@ -53,6 +55,7 @@ def layout(
             class_token=True,
             patch_bias=False,
             norm_input=True,
+            activation=activation,
         ),
         text=TextConfig(
             vocab_size=vocab_size,
@@ -64,6 +67,7 @@ def layout(
             mlp_width=text_mlp_width or 4 * text_width,
             cls_place="at_end",
             cross_attention="after",
+            activation=activation,
         ),
         pooler=PoolerConfig(num_queries=num_queries, arrangement="shared", num_heads=pooler_heads),
         project_embeds=True,

@@ -46,7 +46,15 @@ def _paper(
                 tie_output=tie,
             ),
         ),
-        optim=OptimConfig(steps=500_000, peak_lr=8e-4, warmup_steps=10_000, beta1=0.9, beta2=0.999, weight_decay=0.01),
+        optim=OptimConfig(
+            steps=500_000,
+            optimizer="adafactor",
+            peak_lr=8e-4,
+            warmup_steps=10_000,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=0.01,
+        ),
         data=DataConfig(folder="data/pretrain", batch_size=65_536),
         run=RunConfig(checkpoint_every_steps=1_000, log_every_steps=100),
     )

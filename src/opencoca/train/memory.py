@@ -157,6 +157,7 @@ def activation_bytes(config: Config, shape: Shape, bf16: bool) -> dict[str, int]
     patches = vision.train_patches or vision.read_patches
     seen, words = patches + vision.class_token, shape.text_length
     queries = pooler.num_queries + (pooler.arrangement == "shared")
+    decoded, read = (words - 1) * (1 - text.token_drop), pooler.train_queries or queries
 
     def block(positions: float, width: int, mlp: int, heads: int) -> float:
         if light:
@@ -177,18 +178,18 @@ def activation_bytes(config: Config, shape: Shape, bf16: bool) -> dict[str, int]
         poolers += pooled(1, seen, vision.width)
     unimodal = (words + 1) * 4 * text.width
     unimodal += text.unimodal_depth * block(words + 1, text.width, text.mlp_width, text.num_heads)
-    layer = block(words - 1, text.width, text.mlp_width, text.num_heads)
-    picture = queries * 2 * a * text.width  # every layer's keys and values
+    layer = block(decoded, text.width, text.mlp_width, text.num_heads)
+    picture = read * 2 * a * text.width  # every layer's keys and values
     if bf16 or text.cross_attention == "after":
-        picture += queries * a * text.width  # and what they are projected from, where layers can't share it
+        picture += read * a * text.width  # and what they are projected from, where layers can't share it
     if not light:
-        layer += (words - 1) * (4 * text.width + 3 * a * text.width + 4 * text.num_heads)
+        layer += decoded * (4 * text.width + 3 * a * text.width + 4 * text.num_heads)
     if text.cross_attention == "after":
-        layer += (words - 1) * 4 * text.width
+        layer += decoded * 4 * text.width
         if not light:
-            layer += (words - 1) * a * (text.width + 2 * text.mlp_width)
+            layer += decoded * a * (text.width + 2 * text.mlp_width)
     multimodal = text.multimodal_depth * (layer + picture) + (words - 1) * 4 * text.width
-    head = (words - 1) * (4 + a) * text.width
+    head = decoded * (4 + a) * text.width
     by_part = dict(zip(PARTS, (encoder, poolers, unimodal, multimodal, head), strict=True))
     if any(part == "encoder" for part in config.optim.frozen):
         by_part["encoder"] = 0
@@ -198,7 +199,7 @@ def activation_bytes(config: Config, shape: Shape, bf16: bool) -> dict[str, int]
 def _loss_bytes(config: Config, shape: Shape, bf16: bool, device: str) -> int:
     """One chunk of logits with its gradient, the gradients by decoded and head; or one chunk of similarities."""
     text, loss = config.model.text, config.loss
-    positions = math.ceil(shape.pairs * (shape.text_length - 1))
+    positions = math.ceil(shape.pairs * (shape.text_length - 1) * (1 - text.token_drop))
     budget = CHUNK_BYTES[device]
     rows = loss.caption_chunk or min(budget // (4 * text.vocab_size), max(64, -(-positions // 4)))
     rows = min(max(1, rows), positions)

@@ -18,7 +18,7 @@ from opencoca.train.muon import Muon
 
 _LAYER = re.compile(r"(encoder|unimodal|multimodal)\.(?:picture_)?blocks\.(\d+)\.")
 _EMBEDDINGS = re.compile(
-    r"(encoder\.(patch\.|class_D|registers_PD|positions_PD|norm_input\.)|unimodal\.(tokens\.|positions_TD|cls_D))"
+    r"(encoder\.(patch\.|class_D|registers_PD|positions_PD|norm_input\.)|unimodal\.(tokens\.|positions_TD|cls_D)|multimodal\.mask_TD)"
 )
 
 
@@ -116,7 +116,8 @@ def layers_above(names: Iterable[str]) -> dict[str, int]:
 
     0: poolers, projections, vocabulary head, temperature, the norms behind the last layers, and what a task adds.
     1: the last block of the encoder, and that of the multimodal half. The unimodal half stands below the multimodal
-    one, as in one stack. One more than there are layers: patches, class token, tokens, [CLS] and their positions.
+    one, as in one stack. One more than there are layers: patches, class token, tokens, [CLS] and their
+    positions, and the masks that stand for texts below the multimodal half.
 
     Source: BEiT and MAE, whose layer i of n has the power n + 1 - i, embeddings being layer 0.
     """

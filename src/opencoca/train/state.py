@@ -27,7 +27,7 @@ Prepare = Callable[[CoCa], None]
 Shard = Callable[[CoCa], object]
 
 _CARRIED = {"step": int, "position": int, "seconds": float, "metrics": dict, "data": str, "owes_evaluation": bool}
-_CARRIED_LATER = {"spikes": dict}  # checkpoints of older versions lack it
+_CARRIED_LATER = {"spikes": dict, "initialised_from": str}  # checkpoints of older versions lack it
 # What may change between runs of one folder, but for the seed.
 _FREE_FIELDS = (
     "run.",
@@ -43,6 +43,17 @@ _FREE_FIELDS = (
 )
 
 
+@dataclass(frozen=True)
+class Start:
+    """A `Prepare` that begins with other weights than drawn ones, and says where they are from."""
+
+    source: str
+    prepare: Prepare
+
+    def __call__(self, model: CoCa) -> None:
+        self.prepare(model)
+
+
 @dataclass
 class TrainState:
     """Model, optimizers, moving average, and where the run stands.
@@ -50,7 +61,7 @@ class TrainState:
     Nothing random is carried: initialisation, order and augmentation are functions of (seed, name), (seed, epoch)
     and (seed, epoch, sample id), so `step` and `position` say all. `seconds` is the time spent in training steps,
     `data` the fingerprint of what is trained on; `owes_evaluation` says that the one at `step` was interrupted;
-    `spikes` is what `watch.SpikeGuard` remembers.
+    `spikes` is what `watch.SpikeGuard` remembers, `initialised_from` where the first weights are from; "" if drawn.
 
     average: by parameter name, in the model's order; of a frozen parameter it is the parameter itself.
     """
@@ -65,6 +76,7 @@ class TrainState:
     data: str = ""
     owes_evaluation: bool = False
     spikes: dict[str, Any] = field(default_factory=dict)
+    initialised_from: str = ""
 
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
@@ -110,7 +122,8 @@ def fresh_state(
     average = {}
     if config.optim.ema_decay:
         average = {n: p.detach().clone() if p.requires_grad else p.detach() for n, p in model.named_parameters()}
-    return TrainState(model, make_optimizers(model, config.optim), average)
+    source = prepare.source if isinstance(prepare, Start) else ""
+    return TrainState(model, make_optimizers(model, config.optim), average, initialised_from=source)
 
 
 def parts_of(state: TrainState, ranks: Ranks) -> Parts:

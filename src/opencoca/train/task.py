@@ -18,6 +18,7 @@ from torch import Tensor
 from opencoca.config import LossConfig, ModelConfig
 from opencoca.losses import contrastive_loss, group_ids, linear_captioning_loss, sigmoid_loss
 from opencoca.model.coca import CoCa
+from opencoca.model.draws import kept
 from opencoca.model.flops import forward_flops
 from opencoca.types import Batch
 
@@ -108,14 +109,21 @@ class Pretraining(Task):
         self.weights = {"contrastive": config.contrastive_weight, "captioning": config.captioning_weight}
 
     def counts(self, batch: Batch) -> dict[str, int]:
-        return {"captioning": int(batch.valid[:, 1:].sum())}
+        return {"captioning": int(self._predicts(batch).sum())}
 
     def forward(self, model: CoCa, batch: Batch) -> Outcome:
-        output = model(batch.pixels, batch.ids, batch.valid, batch.buckets, batch.patch_noise)
-        predicts = batch.valid[:, 1:]  # the head runs on these positions only
+        output = model(batch.pixels, batch.ids, batch.valid, batch.buckets, batch.patch_noise, batch.decoder_draws)
+        predicts = self._predicts(batch)  # the head runs on these positions only
         decoded_XD, targets_X = output.decoded[predicts], batch.ids[:, 1:][predicts]
         nats = linear_captioning_loss(decoded_XD, model.head.weight, targets_X, 1, self.config.caption_chunk)
         return Outcome({"captioning": nats}, self._compared(model, output.image_embed, output.text_embed, batch))
+
+    def _predicts(self, batch: Batch) -> Tensor:
+        """The positions [B,T-1] whose next token is trained on."""
+        predicts_BT = batch.valid[:, 1:]
+        if batch.word_noise is None:
+            return predicts_BT
+        return predicts_BT & kept(self.model_config.text, batch.valid, batch.word_noise)
 
     def embed(self, model: CoCa, batch: Batch) -> Compared:
         image_BE, text_BE = model.embed_pairs(batch.pixels, batch.ids, batch.valid, batch.buckets, batch.patch_noise)
@@ -125,7 +133,7 @@ class Pretraining(Task):
         common = {"scale": model.log_scale.exp()}
         if self.config.contrastive == "sigmoid":
             assert model.pair_bias is not None
-            common["bias"] = model.pair_bias
+            common["bias"] = model.pair_bias.clone()  # the parameter itself is cut up again behind the forward pass
         return Compared({"image": image_BE, "text": text_BE, "labels": batch.labels}, common)
 
     def compare(self, own: Tensors, everyone: Tensors, common: Tensors, first: int) -> dict[str, Tensor]:
@@ -144,7 +152,10 @@ class Pretraining(Task):
         """Matrix products that the batch's real tokens need; padding counts for nothing."""
         config, count, size_px = self.model_config, len(batch.ids), batch.pixels.shape[-1]
         read = config.vision.train_patches if batch.patch_noise is not None else 0
+        drop = config.text.token_drop if batch.word_noise is not None else 0.0
+        queries = config.pooler.train_queries if batch.query_noise is not None else 0
         pictures = forward_flops(config, count, batch.ids.shape[1], size_px, read)
-        texts = [forward_flops(config, 1, length, size_px) for length in batch.valid.sum(dim=1).tolist()]
+        lengths = batch.valid.sum(dim=1).tolist()
+        texts = [forward_flops(config, 1, length, size_px, 0, drop, queries) for length in lengths]
         of_pictures = pictures.encoder + pictures.generative_pooler + pictures.contrastive_pooler
         return of_pictures + sum(text.unimodal + text.multimodal + text.head for text in texts)
