@@ -3,7 +3,7 @@
     python benchmarks/drawings.py                         # measures the model that ships
     python benchmarks/drawings.py --export runs/drawings  # makes it from a run first, and writes its card
 
-Both need the shards of `python -m opencoca.jobs.drawings data`.
+Both need the shards of `coca data get drawings`.
 """
 
 from __future__ import annotations

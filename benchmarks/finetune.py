@@ -1,7 +1,7 @@
 """`coca finetune` on Tux Paint's stamps: what it gains on pictures kept for this alone, and what it unlearns.
 
-    python -m opencoca.jobs.stamps data/stamps
-    python -m opencoca.jobs.drawings data            # for the drawings that the base model was trained on
+    coca data get stamps
+    coca data get drawings                           # for the drawings that the base model was trained on
     python benchmarks/finetune.py
 
 Each variant is the command itself, with its defaults. It trains on the table's `train`, chooses on `val`, and is
@@ -41,7 +41,7 @@ DRAWS = 2000
 def main() -> None:
     """Trains what isn't trained yet, measures, writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stamps", type=Path, default=Path("data/stamps"), help="folder that jobs.stamps wrote")
+    parser.add_argument("--stamps", type=Path, default=Path("data/stamps"), help="folder of `coca data get stamps`")
     parser.add_argument("--drawings", type=Path, default=Path("data/drawings"), help="shards of the drawings")
     parser.add_argument("--openmoji", type=Path, default=Path("data/openmoji"), help="shards of the quickstart")
     parser.add_argument("--runs", type=Path, default=Path("runs/finetune-benchmark"), help="where the runs go")

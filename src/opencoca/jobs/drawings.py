@@ -1,29 +1,20 @@
-"""The model that ships, from its packages to its folder: fetch the drawings, write shards, measure, export.
+"""The model that ships, from its drawings to its folder: measure, export.
 
-python -m opencoca.jobs.drawings data                    # packages from npm and Debian, shards into data/drawings
+coca data get drawings                                   # packages of npm and Debian, as shards in data/drawings
 coca train drawings --run runs/drawings                  # about an hour on one core
 python benchmarks/drawings.py --export runs/drawings     # measures, writes the result and the folder that ships
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import hashlib
-import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from opencoca import checkpoint, recipes
-from opencoca.data import drawings, emoji_styles
-from opencoca.errors import CheckpointError, DataError, OpenCoCaError
+from opencoca.errors import CheckpointError
 from opencoca.eval.controls import nearest_neighbour_figures
 from opencoca.eval.held_out import HeldOut, load_held_out
 from opencoca.eval.suite import evaluate_split
@@ -36,66 +27,6 @@ from opencoca.weights import stored_as
 LISTS = ("test_seen", "test_unseen")
 LARGEST_BYTES = 25_000_000
 ORIGIN = Origin("OpenCoCa's recipe `drawings`", licence="apache-2.0")
-
-
-def fetch(folder: Path, packages: Mapping[str, Mapping[str, str]] | None = None) -> dict[str, Path]:
-    """The unpacked folder of every package, downloaded into `folder` where it isn't there yet and checked.
-
-    packages: a table as `drawings.packages()` gives, which is the default.
-
-    Raises: DataError if npm or apt-get is missing or fails, or a file isn't the one of the committed table.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    unpacked = {}
-    for name, facts in (drawings.packages() if packages is None else packages).items():
-        path = folder / facts["file"]
-        npm = facts["source"] == "npm"
-        if not path.is_file():
-            wanted = f"{name}@{facts['version']}" if npm else f"{name}={facts['version']}"
-            _call(["npm", "pack", "--silent", wanted] if npm else ["apt-get", "download", wanted], folder)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
-        if digest != facts["sha256"]:
-            raise DataError(f"{path} has sha256 {digest}, {facts['sha256']} is wanted; remove it and fetch again")
-        unpacked[name] = target = folder / path.name.removesuffix(".tgz").removesuffix(".deb")
-        if not target.is_dir():
-            _unpack(path, target)
-    return unpacked
-
-
-def _unpack(path: Path, target: Path) -> None:
-    """Unpacks under a temporary name first, so that a killed run leaves no half package."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        inside = Path(temporary)
-        if path.suffix == ".deb":
-            _call(["dpkg-deb", "--extract", str(path.resolve()), str(inside.resolve())], target.parent)
-            shutil.move(inside, target)
-            inside.mkdir()
-        else:
-            with tarfile.open(path) as archive:
-                for name in emoji_styles.FILES:
-                    _copy_member(archive, f"package/{name}", inside / "package" / name)
-            shutil.move(inside / "package", target)
-
-
-def _copy_member(archive: tarfile.TarFile, name: str, path: Path) -> None:
-    """Writes one file of an archive where we say; nothing where it has no file of that name."""
-    try:
-        file = archive.extractfile(name)
-    except KeyError:
-        return
-    if file is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(file.read())
-
-
-def _call(command: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=600)
-    except FileNotFoundError as error:
-        raise DataError(f"{command[0]} is not installed, which `{' '.join(command)}` needs; install it") from error
-    except subprocess.SubprocessError as error:
-        said = " ".join((getattr(error, "stderr", None) or str(error)).split())[-300:]
-        raise DataError(f"`{' '.join(command)}` failed ({said}); run it by hand in {folder}") from error
 
 
 def measure(predictor: Predictor, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
@@ -175,23 +106,3 @@ def halved(run: Path, folder: Path, text: str = "") -> None:
         )
     config = dataclasses.replace(saved.config, generation=recipes.get(saved.config.recipe).generation)
     checkpoint.save(folder, config, saved.tokenizer, weights, origin=ORIGIN, card=text or card(None))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Fetches the packages and writes the shards."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["data"])
-    parser.add_argument("--folder", type=Path, default=Path("data/drawings"), help="where the shards go")
-    parser.add_argument("--downloads", type=Path, default=Path("data/drawings-packages"), help="where packages go")
-    chosen = parser.parse_args(arguments)
-    try:
-        counts = drawings.prepare(chosen.folder, fetch(chosen.downloads))
-    except OpenCoCaError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{chosen.folder}: " + ", ".join(f"{count} {split}" for split, count in counts.items()))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

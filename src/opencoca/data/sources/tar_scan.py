@@ -49,12 +49,12 @@ def reading(location: str) -> Iterator[tuple[Read, int]]:
             yield (lambda offset, size: data[offset : offset + size]), len(data)
 
 
-def scan(read: Read, length: int, name: str, on_damage: str = "stop") -> Scanned:
+def scan(read: Read, length: int, name: str, on_damage: str = "stop", captions: bool = True) -> Scanned:
     """The samples of a tar by its members' names: what stands before the first dot is the key.
 
     Members of one key may lie anywhere in the tar. Where a picture or caption of a key comes twice, and all members of
     the key lie together in whole samples, the first of these is taken; where one strays, no pair is certain, and all
-    are left out. Both are told.
+    are left out. Both are told. With captions=False, pictures may come without one.
 
     Raises: DataError where the tar is damaged; with on_damage="count" that is noted, and read on from the next header.
     """
@@ -83,7 +83,7 @@ def scan(read: Read, length: int, name: str, on_damage: str = "stop") -> Scanned
             fields = wholes[0] if all(wholes) else None
             what = "the first that lie together are taken" if fields else "no pair is certain"
             found.skipped.append((key, f"its picture or caption comes twice; {what}"))
-        reason = _unfit(fields) if fields else None
+        reason = _unfit(fields, captions) if fields else None
         if reason:
             found.skipped.append((key, reason))
         elif fields:
@@ -145,11 +145,13 @@ def is_safe(name: str) -> bool:
     return not re.search(r"^/|\\|:|[\x00-\x1f\x7f]|(^|/)\.\.(/|$)|\ufffd", name) and len(name) <= 1024
 
 
-def _unfit(fields: dict[str, Place]) -> str | None:
+def _unfit(fields: dict[str, Place], captions: bool) -> str | None:
     if "picture" not in fields:
         return "it has no picture"
-    if "txt" not in fields and "json" not in fields:
+    if captions and "txt" not in fields and "json" not in fields:
         return "it has no caption"
+    if not captions:
+        fields = {"picture": fields["picture"]}
     for field, most in (("picture", LARGEST_PICTURE), ("txt", LARGEST_CAPTION), ("json", LARGEST_JSON)):
         size = fields.get(field, (0, 1))[1]
         what = {"picture": "picture", "txt": "caption", "json": "json"}[field]

@@ -1,0 +1,1 @@
+"""Data sets that package tools deliver: `coca data get`."""
