@@ -1,7 +1,7 @@
 """Tux Paint's stamps as captioned pictures: photographs and drawings of single things, each with an English sentence.
 
-The stamps are under the GPL-2 and aren't part of this package: `coca data get stamps` fetches Debian's own archive of them. What
-this module writes is plain: a folder of PNG files, and a CSV file of paths, captions and splits.
+The stamps are under the GPL-2 and aren't part of this package: `coca data get stamps` fetches Debian's own archive of
+them. What this module writes is plain: a folder of PNG files, and a CSV file of paths, captions and splits.
 """
 
 from __future__ import annotations
