@@ -1,12 +1,11 @@
 """How much of the bare Predictor's speed is left behind HTTP, and how long good clients wait beside hostile ones.
 
-    python -m benchmarks.server                       # the model that ships, captions
-    python -m benchmarks.server --task embed
-    python -m benchmarks.server --model /tmp/vit      # any model; --random coca_ViT-B-32 makes one of that size
+    python -m benchmarks.server                       # the model that ships; 7 minutes
+    python -m benchmarks.server --model /tmp/vit      # any other model folder
 
 One core has the server (or the bare Predictor), with one thread of torch; another has the clients, in processes of
 their own. Bare and served runs alternate. Pictures differ, and the server's memory for features is off, so that every
-picture is encoded on both sides. Run it alone on the machine. Writes benchmarks/results/server_MODEL_TASK.json.
+picture is encoded on both sides. Run it alone on the machine. Writes benchmarks/results/server.json.
 """
 
 from __future__ import annotations
@@ -14,13 +13,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import http.client
 import io
 import itertools
 import multiprocessing
 import os
 import random
+import re
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from multiprocessing.connection import Connection
@@ -54,7 +57,7 @@ def pin(core: int) -> None:
 
 
 def bare(model: str | None, task: str, seconds: float, reply: Connection) -> None:
-    """Sends the pictures per second of a Predictor that has all pictures at hand."""
+    """Sends the pictures per second of a Predictor that has all at hand, and its processor's seconds of each."""
     pin(SERVER_CORE)
     import torch
 
@@ -64,11 +67,12 @@ def bare(model: str | None, task: str, seconds: float, reply: Connection) -> Non
     predictor, files = load(model), pictures()
     run = predictor.caption if task == "caption" else predictor.embed_images
     run(files[: predictor.batch_size])
-    done, began = 0, time.perf_counter()
+    done, began, worked = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
-        run(files[done % PICTURES :][: 2 * predictor.batch_size])
-        done += len(files[done % PICTURES :][: 2 * predictor.batch_size])
-    reply.send(done / (time.perf_counter() - began))
+        part = files[done % PICTURES :][: 2 * predictor.batch_size]
+        run(part)
+        done += len(part)
+    reply.send((done / (time.perf_counter() - began), (time.process_time() - worked) / done))
 
 
 def served(model: str | None, reply: Connection, queue: int) -> None:
@@ -90,15 +94,21 @@ def served(model: str | None, reply: Connection, queue: int) -> None:
 
 @contextlib.contextmanager
 def server(model: str | None, queue: int):
-    """The port of a server that has begun to answer."""
+    """The port of a server that has begun to answer, and its process."""
     mine, theirs = SPAWN.Pipe()
     process = SPAWN.Process(target=served, args=(model, theirs, queue))
     process.start()
     try:
-        yield mine.recv()
+        yield mine.recv(), process.pid
     finally:
         process.terminate()
         process.join(60)
+
+
+def worked_s(pid: int) -> float:
+    """The processor's seconds that a process has taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def apart(target: Any, *args: Any) -> Any:
@@ -131,7 +141,7 @@ def requests_of(task: str) -> list[bytes]:
 
 
 def saturate(port: int, task: str, clients: int, seconds: float, reply: Connection) -> None:
-    """Sends good answers per second, and statuses, with so many clients that ask again at once."""
+    """Sends good answers per second, their number, and statuses, with so many clients that ask again at once."""
     pin(CLIENT_CORE)
     waiting, statuses, ended = itertools.cycle(requests_of(task)), Counter(), []
 
@@ -155,8 +165,10 @@ def saturate(port: int, task: str, clients: int, seconds: float, reply: Connecti
         await asyncio.gather(*(one(until) for _ in range(clients)))
 
     asyncio.run(all_of_them())
-    ended = sorted(ended)[clients:]  # the first of each fill the queue
-    reply.send(((len(ended) - 1) / (ended[-1] - ended[0]), dict(statuses)))
+    every, ended = len(ended), sorted(ended)
+    ended = ended[min(clients, len(ended) // 2) :]  # the first of each fill the queue
+    took_s = ended[-1] - ended[0] if ended else 0.0
+    reply.send(((len(ended) - 1) / took_s if took_s else 0.0, every, dict(statuses)))
 
 
 def pace(port: int, task: str, rate: float, seconds: float, reply: Connection) -> None:
@@ -252,39 +264,45 @@ async def torment_one(
 # --- what is measured -----------------------------------------------------------------------------------------------
 
 
-def goodput(args: argparse.Namespace) -> dict[str, Any]:
+def goodput(args: argparse.Namespace, model: str, task: str) -> dict[str, Any]:
     """Served and bare pictures per second, in turn."""
     rates: dict[str, list[float]] = {"bare": [], "served": []}
+    worked: dict[str, list[float]] = {"bare": [], "served": []}
     statuses: Counter[Any] = Counter()
-    with server(args.model, 2 * args.clients) as port:
-        apart(saturate, port, args.task, args.clients, args.seconds / 2)
+    with server(model, 2 * args.clients) as (port, pid):
+        apart(saturate, port, task, args.clients, args.seconds / 2)
         for _ in range(args.repeats):
-            rates["bare"].append(apart(bare, args.model, args.task, args.seconds))
-            rate, seen = apart(saturate, port, args.task, args.clients, args.seconds)
+            rate, each_s = apart(bare, model, task, args.seconds)
+            rates["bare"].append(rate)
+            worked["bare"].append(each_s)
+            before = worked_s(pid)
+            rate, count, seen = apart(saturate, port, task, args.clients, args.seconds)
             rates["served"].append(rate)
+            worked["served"].append((worked_s(pid) - before) / max(count, 1))
             statuses.update(seen)
     bare_rate, served_rate = (statistics.median(rates[name]) for name in ("bare", "served"))
     return {
         "bare_per_s": round(bare_rate, 2),
         "served_per_s": round(served_rate, 2),
         "goodput": round(served_rate / bare_rate, 4),
+        "processor_ms_each": {name: round(1000 * statistics.median(some), 3) for name, some in worked.items()},
         "runs": {name: [round(rate, 2) for rate in some] for name, some in rates.items()},
         "clients": args.clients,
         "statuses": {str(status): count for status, count in statuses.items()},
     }
 
 
-def waits(args: argparse.Namespace, capacity: float) -> dict[str, Any]:
+def waits(args: argparse.Namespace, model: str, task: str, capacity: float) -> dict[str, Any]:
     """How long good clients wait at a part of the capacity, alone and beside hostile connections."""
     found: dict[str, Any] = {"rate_per_s": round(args.load * capacity, 2)}
     for name, count in (("alone", 0), ("beside_hostile", args.hostile)):
-        with server(args.model, 256) as port:
-            apart(saturate, port, args.task, 8, 2.0)
+        with server(model, 256) as (port, _):
+            apart(saturate, port, task, 8, 2.0)
             mine, theirs = SPAWN.Pipe()
-            tormentor = SPAWN.Process(target=torment, args=(port, count, args.seconds * 2 + 6, theirs))
+            tormentor = SPAWN.Process(target=torment, args=(port, count, args.seconds * 3 + 6, theirs))
             tormentor.start()
             time.sleep(4)
-            seconds, statuses = apart(pace, port, args.task, args.load * capacity, args.seconds * 2)
+            seconds, statuses = apart(pace, port, task, args.load * capacity, args.seconds * 3)
             hostile = mine.recv()
             tormentor.join()
         ordered = sorted(seconds)
@@ -301,31 +319,79 @@ def waits(args: argparse.Namespace, capacity: float) -> dict[str, Any]:
     return found
 
 
-def random_model(name: str, folder: Path) -> str:
-    """A model of a published size with random weights, as a folder."""
-    from tests.published import random_folder
+def memory_of_workers(folder: Path) -> dict[str, Any]:
+    """What each of two workers takes with a model of a published size (random weights), and how much they share."""
+    from opencoca import checkpoint
+    from opencoca.data.clip_tokenizer import ClipTokenizer
+    from opencoca.model.init import build
+    from opencoca.recipes import open_clip
 
-    return str(random_folder(name, folder))
+    config = open_clip.vit_b_32()
+    model = build(config.model, 0)
+    checkpoint.save(folder, config, ClipTokenizer.published(), dict(model.named_parameters()))
+    del model
+    words = ["serve", "--model", str(folder), "--port", "0", "--workers", "2", "--queue-timeout", "300"]
+    command = [sys.executable, "-m", "opencoca", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port, workers = int(re.findall(r":([0-9]+) ", process.stdout.readline())[0]), []
+            until = time.monotonic() + 300
+            while len(workers) < 2 or not all(_mib(pid, "Rss") > 1000 for pid in workers):
+                assert time.monotonic() < until
+                workers = [
+                    pid for pid in _children(process.pid) if _mib(pid, "Rss") > 100
+                ]  # others only track resources
+                time.sleep(1)
+            for file in pictures()[:12]:
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+                connection.request("POST", "/caption?max_tokens=8", file, {"Content-Type": "image/jpeg"})
+                assert connection.getresponse().status == 200
+                connection.close()
+            each = [{name: _mib(pid, name) for name in ("Rss", "Pss", "Shared_Clean")} for pid in workers]
+        finally:
+            process.terminate()
+    return {
+        "model": "ViT-B-32",
+        "file_MiB": round((folder / "model.safetensors").stat().st_size / 2**20),
+        "each_MiB": each,
+    }
+
+
+def _children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _mib(pid: int, name: str) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return round(next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="drawings")
-    parser.add_argument("--task", choices=("caption", "embed"), default="caption")
-    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--tasks", choices=("caption", "embed"), nargs="+", default=["caption", "embed"])
+    parser.add_argument("--seconds", type=float, default=8, help="of each run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clients", type=int, default=192)
-    parser.add_argument("--hostile", type=int, default=500)
+    parser.add_argument("--hostile", type=int, default=560, help="connections, of which 500 or more are open at a time")
     parser.add_argument("--load", type=float, default=0.3, help="of the capacity, while waits are measured")
     args = parser.parse_args()
-    figures: dict[str, Any] = {"model": Path(args.model).name, "task": args.task, "seconds": args.seconds}
-    figures["saturated"] = goodput(args)
-    print(figures["saturated"])
-    figures["waits"] = waits(args, figures["saturated"]["served_per_s"])
+    name = Path(args.model).name
+    figures: dict[str, Any] = {"model": name, "seconds": args.seconds, "saturated": {}}
+    for task in args.tasks:
+        figures["saturated"][task] = goodput(args, args.model, task)
+        print(task, figures["saturated"][task], flush=True)
+    first = args.tasks[0]
+    figures["waits"] = {"task": first}
+    figures["waits"] |= waits(args, args.model, first, figures["saturated"][first]["served_per_s"])
     print(figures["waits"])
+    with tempfile.TemporaryDirectory() as folder:
+        figures["two_workers"] = memory_of_workers(Path(folder, "model"))
+    print(figures["two_workers"])
     from benchmarks.common import write_result
 
-    write_result(f"server_{Path(args.model).name}_{args.task}", figures)
+    write_result("server" if name == "drawings" else f"server_{name}", figures)
 
 
 if __name__ == "__main__":

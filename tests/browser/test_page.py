@@ -41,7 +41,12 @@ class Folder:
     def __len__(self) -> int:
         return 60
 
-    def search(self, query, k: int) -> list:
+    def embed_terms(self, terms, pictures=None) -> str:
+        names = {"picture": "the picture", "id": "id:{}", "text": "{}"}
+        return " + ".join(names[term.kind].format(term.value) for term in terms)
+
+    def search(self, query, k: int, filters=None, blend: float = 0.0) -> list:
+        query = query if isinstance(query, str) else "the picture"
         good = query != "nothing"
         return [
             SimpleNamespace(
@@ -179,6 +184,28 @@ def test_a_person_searches_the_folder(driver, client: Client, size: tuple[int, i
     assert_sound(driver)
 
 
+def test_a_person_searches_by_a_picture_with_words_and_filters(driver, client: Client) -> None:
+    open_page(driver, client, chromium.PHONE)
+    driver.find_element("id", "tab-search").click()
+    driver.execute_script(DROP, "find", f"{ATTACK}.png", base64.b64encode(picture(1)).decode())
+    until(driver, "document.querySelector('.hit .caption')?.textContent.endsWith('the picture 0')")
+    assert texts(driver, "#like-name") == [f"{ATTACK}.png"] and not texts(driver, ".card")
+    write(driver, "query", "- red")
+    until(driver, "document.querySelector('.hit .caption')?.textContent.endsWith('the picture + red 0')")
+    driver.find_element("css selector", "#filters summary").click()
+    write(driver, "within", "../elsewhere")
+    said = until(driver, "document.querySelector('#search > .problem')?.textContent")
+    assert "leaves what is indexed" in said
+    write(driver, "within", "2024/summer")
+    driver.find_element("id", "like-remove").click()
+    write(driver, "query", "a boat")
+    until(driver, "document.querySelector('.hit .caption')?.textContent.endsWith('a boat 0')")
+    assert not driver.find_element("id", "like").is_displayed() and texts(driver, "#search > .problem") == []
+    failed = [line for line in driver.get_log("browser") if line["level"] == "SEVERE" and "422" not in line["message"]]
+    assert failed == []
+    assert_sound(driver)
+
+
 def test_a_broken_picture_is_named_on_its_card(driver, client: Client) -> None:
     open_page(driver, client, chromium.DESKTOP)
     driver.execute_script(DROP, "drop", "broken.png", base64.b64encode(b"no picture at all").decode())
@@ -202,6 +229,7 @@ def test_the_page_can_be_used_by_keyboard_and_read_aloud(driver, client: Client)
     assert (
         driver.find_element("id", "search").is_displayed() and not driver.find_element("id", "describe").is_displayed()
     )
+    driver.find_element("id", "tab-search").send_keys(Keys.ARROW_LEFT)
     driver.execute_script(DROP, "drop", "a.png", base64.b64encode(picture(1)).decode())
     until(driver, "document.getElementById('status').textContent.startsWith('a.png: ')")  # the live region
     nameless = """

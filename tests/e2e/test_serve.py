@@ -105,6 +105,17 @@ def test_sigterm_under_load_loses_no_answer(model: Path) -> None:
     assert all(line["whole"] and line["status"] in (200, 503) for line in lines if line["event"] == "request")
 
 
+def test_sigterm_as_soon_as_the_address_is_there(model: Path) -> None:
+    for _ in range(2):
+        with process("--model", str(model)) as (server, port):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=END_S)
+            with contextlib.closing(connection):
+                connection.request("POST", "/embed", picture(1), PNG)  # perhaps before anybody looks
+                server.send_signal(signal.SIGTERM)
+                assert connection.getresponse().status == 200
+            assert server.wait(END_S) == 0
+
+
 def test_a_server_is_not_started_where_it_is_not_safe(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,9 @@ from tests.served import JSON, Client, events, picture, serving
 
 from opencoca.errors import DataError
 from opencoca.infer.predictor import Predictor
+from opencoca.search.filters import Filters
+from opencoca.search.index import Index
+from opencoca.serve.settings import Limits
 from opencoca.serve.words import WITHHELD
 
 
@@ -27,7 +30,10 @@ class FakeIndex:
     def __len__(self) -> int:
         return 30
 
-    def search(self, query, k: int) -> list:
+    def embed_terms(self, terms, pictures=None) -> str:
+        return " ".join(term.value for term in terms)
+
+    def search(self, query, k: int, filters=None, blend: float = 0.0) -> list:
         name = "<img src=x onerror=alert(1)>.png"
         return [
             SimpleNamespace(
@@ -165,6 +171,72 @@ def test_a_search_pages_and_names_no_folder(client: Client) -> None:
     unknown = client.ask("GET", "/thumbnail/31")
     assert unknown.status == 404 and b"secret" not in unknown.body
     assert client.ask("GET", "/thumbnail/3?size=5000").status == 422
+
+
+@pytest.fixture(scope="module")
+def indexed(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Index]]:
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "sub").mkdir()
+    for i in range(12):
+        (folder / ("sub" if i % 2 else "") / f"{i}.png").write_bytes(picture(i, (24 + i, 18)))
+    index = Index.make(folder, predictor, "tiny", index=tmp_path_factory.mktemp("index") / "it", captions=True)
+    with serving(predictor, index) as started:
+        yield started, index
+
+
+def test_a_real_index_answers_as_it_does_by_itself(indexed: tuple[Client, Index], predictor: Predictor) -> None:
+    client, index = indexed
+
+    def ids(answer) -> list[int]:
+        assert answer.status == 200, answer.body
+        return [hit["id"] for hit in answer.json()["hits"]]
+
+    def own(query, k: int = 24, **more) -> list[int]:
+        return [hit.id for hit in index.search(query, k, **more)]
+
+    words, file = 'red + "a cat" - night', picture(3, (27, 18))
+    found = client.post("/search", {"query": words, "top": 5, "blend": 0.5})
+    assert ids(found) == own(words, 5, blend=0.5) and "similarity" in found.json()["hits"][0]["why"]
+    assert [hit["good"] for hit in found.json()["hits"]] == [hit.good for hit in index.search(words, 5, blend=0.5)]
+    assert ids(client.post("/search?folder=sub", file)) == own(
+        predictor.embed_images([file])[0].numpy(), filters=Filters(folder="sub")
+    )
+    small = {"query": words, "max_bytes": 1400, "after": "2001-01-01", "before": "2999-12-31"}
+    assert 0 < len(ids(client.post("/search", small))) < 12
+    assert ids(client.post("/search", {"query": words, "before": "2001-01-01"})) == []
+    for both in ("- red", "+ red", "red"):
+        content = {"query": both, "image": base64.b64encode(file).decode()}
+        sign = both if both[0] in "+-" else f"+ {both}"
+        assert ids(client.post("/search", content)) == own(index.embed(f"a.png {sign}", pictures=lambda _: file))
+    named = {"query": "red.png"}  # a name of a file is words here
+    assert ids(client.post("/search", named)) == own("red.png")
+
+
+def test_a_search_that_makes_no_sense_names_no_file(indexed: tuple[Client, Index]) -> None:
+    client, index = indexed
+    for content in (
+        {"query": "- night"},
+        {"query": "id:999"},
+        {"query": "red - red"},
+        {"query": "red", "folder": "../.."},
+        {"query": "red", "folder": "/etc"},
+        {"query": "red", "after": "2024-02-31"},
+        {"query": "red", "after": "2024-02-02", "before": "2024-01-01"},
+        {"query": "red", "min_bytes": 9, "max_bytes": 8},
+        {"query": "red", "min_bytes": -1},
+        {"query": "red", "blend": 1.5},
+        {"query": " "},
+    ):
+        answer = client.post("/search", content)
+        assert answer.status == 422, content
+        assert str(index.folder).encode() not in answer.body
+
+
+def test_captions_that_take_too_long_are_given_up(predictor: Predictor) -> None:
+    with serving(predictor, limits=Limits(idle_s=1, answer_s=1e-6)) as client:
+        answer = client.post("/caption?beams=4&max_tokens=30", picture())
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "too_long") and answer.headers["retry-after"]
+        assert client.post("/caption", picture()).status == 200  # as the model itself says: however long it takes
 
 
 def test_what_the_word_list_holds_is_withheld(predictor: Predictor, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ class Bounds:
     """Pictures that may wait; 16 texts count as one."""
     queue_timeout: float = 10
     """Seconds that a picture may wait."""
+    answer_timeout: float = 30
+    """Seconds that captions may be in the making, where a request sets their options."""
     read_timeout: float = 30
     """Seconds that a body may take to come; headers get a third of it."""
     max_connections: int = 1000
@@ -95,6 +97,7 @@ def run(args: Args) -> int:
         pixels=int(bounds.max_pixels_m * 1e6),
         queue=bounds.max_queue,
         queue_s=bounds.queue_timeout,
+        answer_s=bounds.answer_timeout,
         body_s=bounds.read_timeout,
         header_s=bounds.read_timeout / 3,
         connections=bounds.max_connections,

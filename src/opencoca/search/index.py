@@ -20,8 +20,9 @@ from opencoca.search import cutoff
 from opencoca.search.backend import Backend, Picture
 from opencoca.search.files import inside
 from opencoca.search.filters import Filters
+from opencoca.search.lance import backend_of
+from opencoca.search.places import index_folder
 from opencoca.search.query import Term, parse, wanted_words, words
-from opencoca.search.store import Store
 from opencoca.search.update import check_model, update
 
 BLENDED = 1000  # so many of the nearest are ranked anew where captions count
@@ -76,11 +77,12 @@ class Index:
         Raises: DataError where there is none, it is damaged, or another model made it; each with the repair.
         """
         folder = Path(folder)
-        store = Store.open(folder, index)
-        if store is None:
+        opened = backend_of(folder, index or index_folder(folder))
+        if opened is None:
             raise DataError(f"{folder} has no index; make one: coca index {folder}")
-        check_model(folder, store.manifest, predictor.fingerprint(), model_name)
-        return cls(store, predictor, folder, store.manifest.level, store.manifest.files)
+        backend, found = opened
+        check_model(folder, found, predictor.fingerprint(), model_name)
+        return cls(backend, predictor, found.below(folder), found.level, found.files)
 
     @classmethod
     def make(cls, folder: str | Path, predictor: Predictor, model_name: str = "NAME", **options: Any) -> Index:
@@ -147,7 +149,10 @@ class Index:
                 embeds.append(np.asarray(self.backend.embeds([int(term.value)])[0], np.float32))
             else:
                 assert pictures is not None
-                embeds.append(self.predictor.embed_images([pictures(term.value)])[0].numpy())
+                found = pictures(term.value)
+                if not isinstance(found, np.ndarray) or found.ndim != 1:  # it isn't an embedding [E] already
+                    found = self.predictor.embed_images([found])[0].numpy()
+                embeds.append(found)
         signs = tuple(term.sign for term in terms)
         level = self._level_of(signs, tuple(term.kind == "text" for term in terms))
         return Query(_sum(signs, embeds), wanted_words(terms), level)

@@ -40,6 +40,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 STREAM = "text/event-stream"
+UNBUFFERED = {"X-Accel-Buffering": "no"}  # else nginx shows a stream when it is at its end
 DEFINITIONS: dict[str, Any] = {}  # of what bodies consist of; the application puts them where the schemas look
 
 
@@ -90,7 +91,7 @@ def make_router(service: Service) -> APIRouter:
         if wanted.stream:
             written = Stream(service, pictures, wording, captioned)
             first = await while_there(request, written.next())  # an error that comes first is the answer itself
-            return StreamingResponse(written.events(first), media_type=STREAM)
+            return StreamingResponse(written.events(first), media_type=STREAM, headers=UNBUFFERED)
         found = await while_there(request, engine.ask(pictures, wording))
         results = [captioned(captions) for captions in found]
         return answer(schemas.CaptionResponse(results=results, provenance=service.provenance))

@@ -1,28 +1,25 @@
-"""The application: routes of the page, of health and figures, and of search; `api.py` has those that ask the model."""
+"""The application: routes of the page, of health and of figures; others are in `api.py` and `searching.py`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from importlib import resources
-from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import FastAPI, Path, Query
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from opencoca.errors import DataError
 from opencoca.serve import schemas
-from opencoca.serve.api import DEFINITIONS, ERRORS, answer, make_router, takes, while_there
-from opencoca.serve.bodies import read
+from opencoca.serve.api import DEFINITIONS, ERRORS, answer, make_router
 from opencoca.serve.errors import handle_errors, refusal
-from opencoca.serve.gate import PAGE_HEADERS, STATIC, Gate, RefusedError, invalid
+from opencoca.serve.gate import PAGE_HEADERS, STATIC, Gate, RefusedError
+from opencoca.serve.searching import add_search
 from opencoca.serve.service import Service
 
 TYPES = {"html": "text/html", "js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
-MAX_PX = 1024  # of a thumbnail
 JSON, PLAIN = "application/json", "text/plain"
 # FastAPI's own tracing is off, whatever its environment variables say: nothing leaves this process
 TELEMETRY: Any = dict.fromkeys(("tracing", "metrics", "logs", "operation_spans", "auto_configure"), False)
@@ -43,65 +40,12 @@ def make_app(service: Service) -> Gate:
     handle_errors(app)
     router = make_router(service)
     app.include_router(router)
-    _add_search(app, service)
+    add_search(app, service)
     _add_health(app, service)
     app.openapi()["components"]["schemas"].update(DEFINITIONS)
     _add_page(app, json.dumps(app.openapi()).encode())
     direct = {route.path: route.endpoint for route in router.routes if isinstance(route, APIRoute)}
     return Gate(app, service.settings, service.metrics, direct, refusal)
-
-
-def _add_search(app: FastAPI, service: Service) -> None:
-    @app.post(
-        "/search", response_model=schemas.SearchResponse, openapi_extra=takes(schemas.SearchRequest), responses=ERRORS
-    )
-    async def search(request: Request) -> Response:
-        """The pictures of the indexed folder that fit a sentence or a picture, the best first."""
-        wanted, pictures = await read(request, schemas.SearchRequest)
-        index = service.index
-        if index is None:
-            raise RefusedError(404, "no_index", "this server has no folder to search; start it with --index DIR")
-        if bool(wanted.query.strip()) == bool(pictures):
-            raise invalid("give a query or an image, and not both")
-        count = wanted.offset + wanted.top
-
-        async def find() -> list[Any]:
-            query: Any = wanted.query
-            if pictures:
-                query = (await service.engine.ask(pictures))[0]
-            return await service.searching(lambda: index.search(query, k=count + 1))
-
-        found = await while_there(request, find())
-        hits = [
-            schemas.Found(
-                id=hit.id,
-                name=_name(hit.path, index.folder),
-                score=hit.score,
-                caption=service.said(hit.caption)[0],
-                why=service.said(hit.why)[0],
-                good=hit.good,
-            )
-            for hit in found[wanted.offset : count]
-        ]
-        return answer(schemas.SearchResponse(hits=hits, more=len(found) > count, provenance=service.provenance))
-
-    @app.get(
-        "/thumbnail/{id}",
-        response_class=Response,
-        responses={**ERRORS, 200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}},
-    )
-    async def thumbnail(
-        id: Annotated[int, Path(ge=0, le=2**53)], size: Annotated[int, Query(ge=16, le=MAX_PX)] = 256
-    ) -> Response:
-        """A picture of the indexed folder, small, by the id that a search gave."""
-        index = service.index
-        if index is None:
-            raise RefusedError(404, "no_index", "this server has no folder to search; start it with --index DIR")
-        try:
-            made = await service.searching(lambda: index.thumbnail(id, size))
-        except DataError:  # whatever it says names a file
-            raise RefusedError(404, "not_found", f"there is no picture {id}, or it can't be read any more") from None
-        return Response(made, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -171,9 +115,3 @@ def _add_page(app: FastAPI, description: bytes) -> None:
     @app.get(STATIC + "{name}", include_in_schema=False)
     async def static(request: Request, name: str) -> Response:
         return page(request, name)
-
-
-def _name(path: FilePath, folder: FilePath) -> str:
-    """A file's name in its folder, as JSON can carry it; where the folder is, is nobody's business."""
-    inside = path.relative_to(folder) if path.is_relative_to(folder) else path.name
-    return str(inside).encode("utf-8", "replace").decode()

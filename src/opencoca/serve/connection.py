@@ -3,7 +3,8 @@
 By itself it waits without end for the first byte of a connection and for the end of headers that drip, lets a finished
 request's body drip on, and holds an answer for a client that doesn't read it. `sweep` ends all of these, some time
 after their limits. Where all places are taken, a new connection takes that of the one that has been idle, or busy with
-its headers, for the longest: so slow clients crowd out each other, and not the good ones.
+its headers, for the longest: so slow clients crowd out each other, and not the good ones. That happens a moment later:
+of a thousand connections that come at once, those that have sent their request are known by then.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from uvicorn.server import ServerState
 
 from opencoca.serve.settings import Limits
 
+LOOK_S = 0.05  # for requests that have come with their connection; twice as many connections find no such patience
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -33,14 +35,21 @@ class GuardedProtocol(H11Protocol):
         self.idle_since: float = time.monotonic()
         self.stalled_since: float | None = None
         super().connection_made(transport)
-        if len(self.connections) <= self.limits.connections:
-            return
+        if len(self.connections) > 2 * self.limits.connections:
+            self._make_room()
+        elif len(self.connections) > self.limits.connections:
+            self.loop.call_later(LOOK_S, self._make_room)
+
+    def _make_room(self) -> None:
+        """Ends the connection that has been idle for the longest, if there are still too many."""
         idle = [other for other in self.connections if isinstance(other, GuardedProtocol) and not other.busy]
-        oldest = min(idle, key=lambda other: other.idle_since)  # this one is among them
+        if len(self.connections) <= self.limits.connections or not idle:
+            return
+        oldest = min(idle, key=lambda other: other.idle_since)
         if oldest is self:
-            transport.write(BUSY)
+            self.transport.write(BUSY)
             self.cut["refused"] += 1
-            transport.close()
+            self.transport.close()
         else:
             oldest.end("evicted")
         self.connections.discard(oldest)

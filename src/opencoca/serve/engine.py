@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import time
 import zlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -42,6 +43,10 @@ Partial = Callable[[str], None]
 
 class PictureError(Exception):
     """A picture that can't be read. Its message names its place and says nothing that a decoder said."""
+
+
+class TooLongError(Exception):
+    """Captions that took longer than they may, or for which nobody waits any more."""
 
 
 class Square(NamedTuple):
@@ -115,7 +120,7 @@ class Engine:
         self._features: OrderedDict[bytes, ImageFeatures] = OrderedDict()
         self._features_bytes = 0
         self.batcher: Batcher[Job] = Batcher(
-            self._run, predictor.batch_size, limits.batch_wait_s, limits.queue, limits.queue_s
+            self._run, min(predictor.batch_size, limits.batch), limits.batch_wait_s, limits.queue, limits.queue_s
         )
 
     # --- for requests -------------------------------------------------------------------------------------------
@@ -228,7 +233,7 @@ class Engine:
                 self._failed(group, error)
 
     def _failed(self, jobs: list[Job], error: Exception) -> None:
-        if not isinstance(error, OpenCoCaError | PictureError):
+        if not isinstance(error, OpenCoCaError | PictureError | TooLongError):
             log.exception("a batch of %d failed", len(jobs))
         _settle([(job, error) for job in jobs])
 
@@ -254,8 +259,16 @@ class Engine:
 
     def _captions(self, jobs: list[Job], features: ImageFeatures, keys: list[int]) -> list[list[Caption]]:
         wants = [job.want for job in jobs if isinstance(job.want, Wording)]
+        until = time.monotonic() + self.limits.answer_s
+        watched = bool(wants[0].changes) or wants[0].num_captions > 1  # who asks for much may wait in vain
 
         def tell(row: int, ids: list[int]) -> None:
+            if all(job.abandoned() for job in jobs):
+                raise TooLongError("nobody waits for it")
+            if watched and time.monotonic() > until:
+                raise TooLongError(
+                    f"the captions took more than {self.limits.answer_s:g} s; ask for fewer or shorter ones"
+                )
             partial = jobs[row].partial
             if partial is not None and not jobs[row].abandoned():
                 _call(jobs[row].loop, partial, self.text(ids[wants[row].lead :]))
@@ -265,7 +278,7 @@ class Engine:
             prompt=[want.prompt for want in wants],
             num_captions=wants[0].num_captions,
             keys=keys,
-            on_step=tell if any(job.partial for job in jobs) else None,
+            on_step=tell if watched or any(job.partial for job in jobs) else None,
             **dict(wants[0].changes),
         )
         return [

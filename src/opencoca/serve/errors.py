@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from opencoca.errors import OpenCoCaError
 from opencoca.serve.batcher import BusyError
-from opencoca.serve.engine import PictureError
+from opencoca.serve.engine import PictureError, TooLongError
 from opencoca.serve.gate import RefusedError, error_body, invalid
 
 KINDS = {404: "not_found", 405: "method_not_allowed"}
@@ -27,6 +27,8 @@ def refusal(error: Exception) -> RefusedError | None:
     if isinstance(error, BusyError):
         wait = error.retry_after_s
         return RefusedError(503, "busy", f"the server is busy; try again in {wait} s", (("Retry-After", str(wait)),))
+    if isinstance(error, TooLongError):
+        return RefusedError(503, "too_long", str(error), (("Retry-After", "60"),))
     if isinstance(error, PictureError | OpenCoCaError):
         return invalid(str(error))
     if isinstance(error, RequestValidationError):
@@ -49,7 +51,7 @@ def handle_errors(app: FastAPI) -> None:
         body = error_body(refused.kind, refused.message, request.scope["state"]["request_id"])
         return Response(body, refused.status, dict(refused.headers), "application/json")
 
-    ours: list[Any] = [RefusedError, BusyError, PictureError, OpenCoCaError]
+    ours: list[Any] = [RefusedError, BusyError, TooLongError, PictureError, OpenCoCaError]
     kinds: list[Any] = [*ours, RequestValidationError, ClientDisconnect, HTTPException]
     for kind in kinds:
         app.add_exception_handler(kind, handler)

@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import functools
 import gc
 import os
+import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from opencoca.serve.service import Searchable, Service
 from opencoca.serve.settings import Settings
 
 GRACE_S = 0.3  # between the end of listening and that of idle connections: for requests that are on their way
-SPARE_FILES = 128  # beside connections
+SPARE_FILES = 128  # beside connections, of which there may be twice as many for a moment
 BACKLOG = 1024
 
 
@@ -35,6 +38,14 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service | None = None) -> None:
         super().__init__(config)
         self.service = service
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts; where it was told to end by then, uvicorn closes at once, and we answer first what has come."""
+        early, self.should_exit = self.should_exit, False
+        await super().startup(sockets)
+        if early or self.should_exit:
+            self.should_exit = False
+            asyncio.get_running_loop().call_later(GRACE_S, self.handle_exit, signal.SIGTERM, None)
 
     async def on_tick(self, counter: int) -> bool:
         """Ends what is overdue, twice a second."""
@@ -137,21 +148,25 @@ def serve(settings: Settings) -> None:
     with contextlib.closing(listening):
         if settings.workers == 1:
             service = make_service(settings)
-            announce(settings, listening, service)
-            run_here(service, listening)
+            run_here(service, listening, functools.partial(announce, settings, listening, service))
         else:
             workers.supervise(settings, listening)
 
 
-def run_here(service: Service, listening: socket.socket) -> None:
-    """Serves in this process, and ends the service."""
+def run_here(service: Service, listening: socket.socket, begin: Callable[[], None] | None = None) -> None:
+    """Serves in this process, and ends the service. `begin` is called when signals are heard: then clients may come."""
     logs.set_up()
     gc.collect()
     gc.freeze()  # what is there now stays: no need to look at it again
     server = Server(config_of(make_app(service), service.settings, service.cut), service)
+    before = {one: signal.signal(one, server.handle_exit) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
+        if begin is not None:
+            begin()
         server.run([listening])
     finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
         service.close()
 
 
@@ -171,10 +186,10 @@ def with_room(settings: Settings) -> Settings:
         import resource
     except ImportError:  # Windows has no such bound
         return settings
-    wanted = settings.limits.connections + SPARE_FILES
+    wanted = 2 * settings.limits.connections + SPARE_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    connections = max(16, min(settings.limits.connections, max(soft, most) - SPARE_FILES))
+    connections = max(16, min(settings.limits.connections, (max(soft, most) - SPARE_FILES) // 2))
     return dataclasses.replace(settings, limits=dataclasses.replace(settings.limits, connections=connections))

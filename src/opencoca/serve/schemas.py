@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -75,12 +76,22 @@ class EmbedRequest(Request):
 
 
 class SearchRequest(Request):
-    """A sentence (or arithmetic of sentences and found pictures: `"red car" + id:7 - night`), or a picture."""
+    """A sentence (or arithmetic of sentences and found pictures: `"red car" + id:7 - night`), a picture, or both.
+
+    With both, the picture is the query's first term: a picture and `- night`. `after` and `before` are days when a
+    picture was taken, `folder` is below the indexed one; `blend` says how much captions count, from 0 to 1.
+    """
 
     query: Short = ""
     image: Image | None = None
     top: Annotated[int, Field(ge=1, le=100)] = 24
     offset: Annotated[int, Field(ge=0, le=9_900)] = 0
+    blend: Annotated[float, Field(ge=0, le=1)] = 0.0
+    after: datetime.date | None = None
+    before: datetime.date | None = None
+    min_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    max_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    folder: Short = ""
 
 
 class Item(Request):

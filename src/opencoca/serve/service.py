@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from opencoca.infer.predictor import Predictor
+from opencoca.search.filters import Filters
+from opencoca.search.query import Term
 from opencoca.serve.batcher import BusyError
 from opencoca.serve.engine import Engine
 from opencoca.serve.metrics import Metrics
@@ -28,7 +30,8 @@ class Searchable(Protocol):
     folder: Path
 
     def __len__(self) -> int: ...
-    def search(self, query: Any, k: int) -> list[Any]: ...
+    def embed_terms(self, terms: Sequence[Term], pictures: Any = None) -> Any: ...
+    def search(self, query: Any, k: int, filters: Filters, blend: float) -> list[Any]: ...
     def thumbnail(self, id: int, size_px: int) -> bytes: ...
 
 

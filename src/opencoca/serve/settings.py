@@ -18,7 +18,9 @@ class Limits:
 
     header_s: from the connection, or the answer before, to the end of the headers. body_s: from the headers to the end
     of the body. write_s: how long a client may leave an answer unread. held_bytes: bodies of all requests together.
-    queue: pictures that wait or are being read; 16 texts count as one. queue_s: how long one may wait.
+    queue: pictures that wait or are being read; 16 texts count as one. queue_s: how long one may wait. answer_s: how
+    long captions with options of the client's own may be in the making. batch: pictures that are answered together;
+    more would keep those who come next waiting for longer.
     """
 
     body_bytes: int = 20_000_000
@@ -38,6 +40,8 @@ class Limits:
     text_characters: int = 2_000
     queue: int = 256
     queue_s: float = 10.0
+    answer_s: float = 30.0
+    batch: int = 32
     batch_wait_s: float = 0.005
     features_bytes: int = 64_000_000
 

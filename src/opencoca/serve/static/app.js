@@ -33,7 +33,7 @@ function setUpTabs() {
   show(location.hash === "#search" ? "search" : "describe");
 }
 
-cards.setUp();
+cards.setUp((files) => ($("search").hidden ? cards.add(files) : search.by(files[0])));
 const about = await (await call("/about")).json();
 $("model").textContent = about.model;
 $("provenance").textContent = `${about.generator}, model ${about.model} (${about.fingerprint.slice(0, 8)}).`;

@@ -148,19 +148,21 @@ function save() {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-export function setUp() {
-  const drop = $("drop"), input = $("files");
+/** `take` is called with the files that were dropped or pasted anywhere. */
+export function setUp(take) {
+  const input = $("files");
+  const over = (is) => ["drop", "find"].forEach((id) => $(id).classList.toggle("over", is));
   input.addEventListener("change", () => { add(input.files); input.value = ""; });
-  addEventListener("dragover", (event) => { event.preventDefault(); drop.classList.add("over"); });
-  addEventListener("dragleave", (event) => { if (!event.relatedTarget) drop.classList.remove("over"); });
+  addEventListener("dragover", (event) => { event.preventDefault(); over(true); });
+  addEventListener("dragleave", (event) => { if (!event.relatedTarget) over(false); });
   addEventListener("drop", (event) => {
     event.preventDefault();
-    drop.classList.remove("over");
-    if (event.dataTransfer?.files.length) add(event.dataTransfer.files);
+    over(false);
+    if (event.dataTransfer?.files.length) take(event.dataTransfer.files);
   });
   addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
-    if (files.length) { event.preventDefault(); add(files); }
+    if (files.length) { event.preventDefault(); take(files); }
   });
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
