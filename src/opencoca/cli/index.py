@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -14,7 +14,7 @@ from opencoca.errors import DataError
 
 if TYPE_CHECKING:
     from opencoca.search.albums import Album
-    from opencoca.search.store import Store
+    from opencoca.search.backend import Backend
 
 Page = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 
@@ -32,6 +32,7 @@ class Args:
       coca index holiday/ --no-captions
       coca index holiday/ --duplicates
       coca index holiday/ --albums --html albums.html
+      coca index --from-bulk described --backend lance
     """
 
     folder: Annotated[Path, Positional, arg(metavar="DIR", help_behavior_hint="")]
@@ -44,6 +45,14 @@ class Args:
     """Keep the index in DIR/.opencoca and not in your cache folder, so that it moves with the pictures."""
     anew: Flag = False
     """Forget what is there and look at every picture again, as for another model."""
+    from_bulk: Flag = False
+    """DIR is what `coca bulk` wrote: take its embeddings and captions; no picture is looked at."""
+    backend: Annotated[Literal["files", "lance"], arg(help_behavior_hint="(default: files of our own)")] = "files"
+    """Where the index is kept: lance is a table of LanceDB, which may be in an object store."""
+    url: Annotated[str, arg(metavar="URL", help_behavior_hint="(default: beside the index)")] = ""
+    """lance: where the table is, as in s3://bucket/index."""
+    ivf_pq: Flag = False
+    """lance: search in a compressed index, which finds nearly all; its measured recall is printed."""
     duplicates: Flag = False
     """Print groups of pictures that are nearly the same, a picture a line, an empty line between groups."""
     threshold: float = 0.97
@@ -70,6 +79,10 @@ def run(args: Args) -> int:
         raise DataError(f"--threshold {args.threshold} must be above 0 and at most 1, which only equal pictures reach")
     if args.albums_count < 0:
         raise DataError(f"--albums-count {args.albums_count} must be 1 or more, or 0 to choose by itself")
+    if args.backend != "lance" and (args.url or args.ivf_pq):
+        raise DataError("--url and --ivf-pq are of LanceDB; add --backend lance, or leave them out")
+    if args.from_bulk or (args.folder / "bulk.json").is_file():
+        return _from_bulk(args)
     listing = pictures_of(args.folder)
 
     import sys
@@ -79,7 +92,6 @@ def run(args: Args) -> int:
     from opencoca.cli.pictures import Found
     from opencoca.search.opening import predictor_for
     from opencoca.search.places import HERE, index_folder
-    from opencoca.search.store import Store
     from opencoca.search.update import Progress, update
 
     place = args.folder / HERE if args.here else index_folder(args.folder)
@@ -117,10 +129,14 @@ def run(args: Args) -> int:
         "model": name,
         "index": str(place),
     }
+    found = None
+    if args.backend == "lance":
+        from opencoca.jobs.bulk_index import copy_to_lance
+
+        found = copy_to_lance(args.folder, place, predictor, _url(args, place), args.ivf_pq)
+        facts["lance"] = _told(found.lance)
     if args.duplicates or args.albums:
-        store = Store.open(args.folder, place)
-        assert store is not None
-        _print_groups(args, store)
+        _groups_of(args, place)
     elif args.json:
         print(json_text(facts))
     else:
@@ -129,10 +145,79 @@ def run(args: Args) -> int:
         )
         print(f"{counts.pictures:,} pictures ({told_counts}), {counts.captioned:,} captions made, {seconds:.1f} s")
         print(shown(f"index: {place}"), file=sys.stderr)
+        _print_lance(found.lance if found else None)
     return SKIPPED if counts.bad else DONE
 
 
-def _print_groups(args: Args, store: Store) -> None:
+def _from_bulk(args: Args) -> int:
+    import sys
+
+    from opencoca.cli.output import json_text, shown
+    from opencoca.cli.progress import PictureProgress
+    from opencoca.jobs.bulk_index import index_bulk
+    from opencoca.jobs.bulk_output import Place
+    from opencoca.loading import load
+    from opencoca.search.places import HERE, index_folder
+
+    if args.no_captions:
+        raise DataError("--no-captions is for pictures that are looked at; what `coca bulk` wrote is taken as it is")
+    settings = Place(str(args.folder)).settings()
+    if settings is None:
+        raise DataError(f"{args.folder} holds no output of `coca bulk`; leave --from-bulk out for a folder of pictures")
+    place = args.folder / HERE if args.here else index_folder(args.folder)
+    began = time.monotonic()
+    predictor = load(args.model or settings.get("model_name"))
+    bar = PictureProgress(0, "shards")
+    found = index_bulk(
+        args.folder,
+        place,
+        predictor,
+        url=_url(args, place) if args.backend == "lance" else None,
+        ivf_pq=args.ivf_pq,
+        on_progress=lambda done, total: bar.move(done, total),
+    )
+    bar.close()
+    facts = {"pictures": found.files, "seconds": round(time.monotonic() - began, 3), "model": found.model_name}
+    facts |= {"index": str(place), "lance": _told(found.lance)}
+    if args.duplicates or args.albums:
+        _groups_of(args, place)
+    elif args.json:
+        print(json_text(facts))
+    else:
+        print(f"{found.files:,} pictures from {shown(args.folder)}, {facts['seconds']:.1f} s")
+        print(shown(f"index: {place}"), file=sys.stderr)
+        _print_lance(found.lance)
+    return DONE
+
+
+def _url(args: Args, place: Path) -> str:
+    return args.url or str((place / "lance").absolute())
+
+
+def _told(lance: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What is said of a table in LanceDB."""
+    return None if lance is None else {name: lance[name] for name in ("url", "rows", "kind", "recall")}
+
+
+def _print_lance(lance: dict[str, Any] | None) -> None:
+    import sys
+
+    from opencoca.cli.output import shown
+
+    if lance is not None:
+        how = "exact" if lance["kind"] == "flat" else f"IVF-PQ, recall@10 {lance['recall']:.3f} as measured"
+        print(shown(f"LanceDB: {lance['url']} ({lance['rows']:,} rows, {how})"), file=sys.stderr)
+
+
+def _groups_of(args: Args, place: Path) -> None:
+    from opencoca.search.lance import backend_of
+
+    opened = backend_of(args.folder, place)
+    assert opened is not None
+    _print_groups(args, opened[0])
+
+
+def _print_groups(args: Args, store: Backend) -> None:
     import json
 
     from opencoca.cli.forms import stdout_is_utf8
@@ -154,7 +239,7 @@ def _print_groups(args: Args, store: Store) -> None:
         _page(args, groups, pictures)
 
 
-def _groups(args: Args, store: Store, captions: list[str]) -> list[Album]:
+def _groups(args: Args, store: Backend, captions: list[str]) -> list[Album]:
     from opencoca.search.albums import Album, albums, duplicates
 
     embeds = store.embeds()

@@ -16,18 +16,21 @@ PATIENCE_S = 2.0
 class PictureProgress:
     """A bar on a terminal's standard error, once the work takes longer than `PATIENCE_S`."""
 
-    def __init__(self, total: int) -> None:
-        self._total, self._began = total, time.monotonic()
+    def __init__(self, total: int, what: str = "images") -> None:
+        self._total, self._what, self._began = total, what, time.monotonic()
         self._live: Progress | None = None
 
-    def move(self, completed: int) -> None:
-        """Says how many pictures are done, skipped ones included."""
+    def move(self, completed: int, total: int | None = None) -> None:
+        """Says how many pictures are done, skipped ones included, and of how many if that wasn't known."""
+        self._total = total or self._total
         seconds = time.monotonic() - self._began
         if self._live is None and seconds > PATIENCE_S and completed < self._total and sys.stderr.isatty():
             self._live = Progress(
                 BarColumn(),
-                TextColumn("{task.completed}/{task.total} pictures"),
-                TextColumn("{task.fields[rate]:.{task.fields[digits]}f} images/s"),
+                TextColumn(f"{{task.completed}}/{{task.total}} {self._what}"),
+                TextColumn(
+                    f"{{task.fields[rate]:.{{task.fields[digits]}}f}} {self._what.replace('pictures', 'images')}/s"
+                ),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,

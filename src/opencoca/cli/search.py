@@ -111,15 +111,34 @@ def run(args: Args) -> int:
         args.within,
     )
     request = Request(terms, args.top, args.blend, bounds)
+    args, below = _of_bulk(args)
     answer = None if args.no_cache else _resident(args, request)
     if answer is None:
-        return _search(args, query, request)
+        return _search(args, query, request, below)
     for path, what in answer.bad:
         print(f"skipped {shown(args.folder / path)}: it {shown(what)}", file=sys.stderr)
     if answer.bad:
         print(f"{answer.indexed} done, {len(answer.bad)} skipped", file=sys.stderr)
-    _show(args, query, answer)
+    _show(args, query, answer, below)
     return SKIPPED if answer.bad else DONE
+
+
+def _of_bulk(args: Args) -> tuple[Args, Path]:
+    """The arguments, and what the paths of hits start from: an output of `coca bulk` is searched as it is."""
+    from opencoca.search import manifest
+    from opencoca.search.places import index_folder
+
+    if not (args.folder / "bulk.json").is_file():
+        return args, args.folder
+    found = manifest.read(index_folder(args.folder), args.folder, check=False)
+    if found is None or not found.bulk:
+        what = f"{args.folder} is what `coca bulk` wrote, and has no index"
+        raise DataError(f"{what}; make one: coca index --from-bulk {args.folder}")
+    if args.no_cache:
+        raise DataError(f"{args.folder} is what `coca bulk` wrote, and is searched by its index; leave --no-cache out")
+    if (args.html or args.open) and found.pictures is None:
+        raise DataError("the pictures lie in shards, which a page can't show; leave --html and --open out")
+    return dataclasses.replace(args, no_update=True), Path(found.pictures or "")
 
 
 def _resident(args: Args, request: Request) -> Answer | None:
@@ -138,7 +157,7 @@ def _resident(args: Args, request: Request) -> Answer | None:
     return None if found is None else Answer.from_json(found)
 
 
-def _search(args: Args, query: str, request: Request) -> int:
+def _search(args: Args, query: str, request: Request, below: Path) -> int:
     listing = None if args.no_update else pictures_of(args.folder)
 
     from opencoca.cli.options import Printing
@@ -159,7 +178,7 @@ def _search(args: Args, query: str, request: Request) -> int:
                 output.done(len(index))
             answer = answers.answer(index, request, len(paths) - len(bad), bad)
             code = output.finish()
-        _show(args, query, answer)
+        _show(args, query, answer, below)
         if args.resident and place == index_folder(args.folder):
             client.start(args.folder, place, args.model, IDLE_MINUTES)
         return code
@@ -217,10 +236,10 @@ def bring_up_to_date(
         return []
 
 
-def _show(args: Args, query: str, answer: Answer) -> None:
+def _show(args: Args, query: str, answer: Answer, below: Path) -> None:
     """Prints what was found, and what is to be said of it; imports nothing slow."""
     hits = [hit for hit in answer.hits if hit.good or not args.good]
-    paths = [str(args.folder / hit.path) for hit in hits]
+    paths = [str(below / hit.path) for hit in hits]
     if args.json:
         form = named("json", [])
         form.ascii = not stdout_is_utf8()
@@ -243,17 +262,17 @@ def _show(args: Args, query: str, answer: Answer) -> None:
         best = f"the nearest picture has {answer.hits[0].score:.3f}" if answer.hits else "no picture passes"
         print(f"no good match: {best}; unrelated queries reach {answer.level:.3f} here", file=sys.stderr)
     if args.html or args.open:
-        _page(args, query, answer, hits)
+        _page(args, query, answer, hits, below)
 
 
-def _page(args: Args, query: str, answer: Answer, hits: list[Any]) -> None:
+def _page(args: Args, query: str, answer: Answer, hits: list[Any], below: Path) -> None:
     import webbrowser
 
     from opencoca.files import write_atomically
     from opencoca.search.sheet import Cell, sheet
 
     file = args.html or Path(tempfile.mkdtemp(prefix="opencoca-")) / "found.html"
-    cells = [Cell(args.folder / hit.path, hit.path, hit.caption, hit.why, hit.good) for hit in hits]
+    cells = [Cell(below / hit.path, hit.path, hit.caption, hit.why, hit.good) for hit in hits]
     note = f"The {len(cells)} best of {answer.indexed:,} pictures in {args.folder}"
     write_atomically(file, sheet(query, note, [("", cells)]).encode(errors="replace"))
     if args.open:

@@ -45,7 +45,9 @@ class Manifest:
 
     folder: what is indexed. model: the fingerprint; model_name: how the user named it, or where it lay. next_part:
     number of the next file. level: see `cutoff.py`; None while nobody measured it. complete: False until an update has
-    seen every file. files: how many readable pictures the last update found in the folder.
+    seen every file. files: how many readable pictures the last update found in the folder. lance: a table in LanceDB
+    that holds the index (see `lance.Table`). bulk: the folder is an output of `coca bulk`, and not the pictures' own;
+    pictures: the folder that then holds these, if one does.
     """
 
     folder: str
@@ -61,6 +63,9 @@ class Manifest:
     table: Part | None = None
     graph: Part | None = None
     level: float | None = None
+    lance: dict[str, Any] | None = None
+    bulk: bool = False
+    pictures: str | None = None
     version: int = VERSION
 
     @property
@@ -73,6 +78,10 @@ class Manifest:
     def rows(self) -> int:
         """How many embeddings there are."""
         return sum(part.rows for part in self.vectors)
+
+    def below(self, folder: Path) -> Path:
+        """What the paths of the index of `folder` start from."""
+        return Path(self.pictures) if self.pictures else folder
 
 
 def read(index: Path, folder: Path, check: bool = True) -> Manifest | None:

@@ -121,7 +121,8 @@ class Store:
         foreign = next((row.path for row in rows if row.path.startswith("/") or ".." in row.path.split("/")), None)
         if foreign is not None:
             raise manifest.damaged(self.folder, f"its table names {foreign!r}, which leads out of the folder")
-        return [Picture(row.id, self.folder / row.path, row.caption or "", row.date, row.bytes) for row in rows]
+        below = self.manifest.below(self.folder)
+        return [Picture(row.id, below / row.path, row.caption or "", row.date, row.bytes) for row in rows]
 
     def embeds(self, ids: Sequence[int] | None = None) -> np.ndarray:
         wanted = self._rows if ids is None else self._rows[self._places(ids)]

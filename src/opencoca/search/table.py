@@ -144,8 +144,8 @@ class Table:
         clauses, values = [], []
         date = "coalesce(taken, modified_ns / 1000000000)"
         for bound, clause in (
-            (filters.after and _seconds(filters.after), f"{date} >= ?"),
-            (filters.before and _seconds(filters.before + datetime.timedelta(days=1)), f"{date} < ?"),
+            (filters.after and seconds(filters.after), f"{date} >= ?"),
+            (filters.before and seconds(filters.before + datetime.timedelta(days=1)), f"{date} < ?"),
             (filters.min_bytes, "bytes >= ?"),
             (filters.max_bytes, "bytes <= ?"),
         ):
@@ -247,6 +247,6 @@ def readable(describe: str) -> Iterator[None]:
         raise DataError(f"{describe} ({error})") from error
 
 
-def _seconds(day: datetime.date) -> int:
+def seconds(day: datetime.date) -> int:
     """Midnight of the day, in the units of `taken`."""
     return int(datetime.datetime(day.year, day.month, day.day, tzinfo=datetime.UTC).timestamp())

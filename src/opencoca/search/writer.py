@@ -39,7 +39,7 @@ def only_writer(index: Path, folder: Path) -> Iterator[None]:
     index.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (index / "lock").open("a+") as file:
         try:
-            _lock(file.fileno())
+            lock(file.fileno())
         except OSError:
             raise BusyError(
                 f"another process is indexing {folder}; wait for it, or search what is there: "
@@ -52,7 +52,7 @@ def is_locked(index: Path) -> bool:
     """True while another process writes to the index folder."""
     try:
         with (index / "lock").open("r+") as file:
-            _lock(file.fileno())
+            lock(file.fileno())
             return False
     except FileNotFoundError:
         return False
@@ -207,8 +207,8 @@ def _kept(pieces: Iterable[np.ndarray], rows: np.ndarray) -> Iterator[np.ndarray
         first += len(piece)
 
 
-def _lock(handle: int) -> None:
-    """Raises: OSError where another process has the lock."""
+def lock(handle: int) -> None:
+    """Locks an open file until it is closed. Raises: OSError where another process has the lock."""
     try:
         import fcntl
     except ImportError:
