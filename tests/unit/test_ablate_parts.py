@@ -145,11 +145,10 @@ def test_text_embeddings_from_several_outputs(config: Config) -> None:
         many_BD.sum().backward()
         more = model.unimodal.get_parameter("more_cls")
         assert more.grad is not None and (more.grad.abs().sum(dim=1) > 0).all()
-    with pytest.raises(ValueError, match="don't fit"):
-        room = config.model.text.context_length
-        varied(config, "many_cls").unimodal(
-            torch.ones(1, room, dtype=torch.long), torch.ones(1, room, dtype=torch.bool)
-        )
+    room = config.model.text.context_length  # a caption that fills the context leaves one position to all [CLS]
+    full_BT = torch.ones(1, room, dtype=torch.long)
+    embed_BD, _ = varied(config, "many_cls").unimodal(full_BT, full_BT.bool())
+    assert embed_BD.isfinite().all()
 
 
 def test_without_a_pooler_the_decoder_reads_the_encoder(config: Config) -> None:

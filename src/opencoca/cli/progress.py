@@ -16,7 +16,7 @@ PATIENCE_S = 2.0
 class PictureProgress:
     """A bar on a terminal's standard error, once the work takes longer than `PATIENCE_S`."""
 
-    def __init__(self, total: int, what: str = "images") -> None:
+    def __init__(self, total: int, what: str = "pictures") -> None:
         self._total, self._what, self._began = total, what, time.monotonic()
         self._live: Progress | None = None
 
@@ -28,9 +28,7 @@ class PictureProgress:
             self._live = Progress(
                 BarColumn(),
                 TextColumn(f"{{task.completed}}/{{task.total}} {self._what}"),
-                TextColumn(
-                    f"{{task.fields[rate]:.{{task.fields[digits]}}f}} {self._what.replace('pictures', 'images')}/s"
-                ),
+                TextColumn(f"{{task.fields[rate]:.{{task.fields[digits]}}f}} {self._what}/s"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
                 transient=True,

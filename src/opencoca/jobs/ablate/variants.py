@@ -45,7 +45,8 @@ class NoPooler(nn.Module):
 class PooledText(UnimodalDecoder):
     """The unimodal half with another text embedding: the mean of several normed outputs.
 
-    `more_cls` [X,D] stand behind the first [CLS], each at a position of its own and seeing those before it; with
+    `more_cls` [X,D] stand behind the first [CLS], each at a position of its own (behind a caption that nearly fills the
+    context, the last ones share the last position) and seeing those before it; with
     `reads_tokens`, the real text positions' outputs, start and end among them, belong to the mean too.
     """
 
@@ -53,21 +54,16 @@ class PooledText(UnimodalDecoder):
     more_cls: nn.Parameter | None
 
     def forward(self, ids_BT: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `UnimodalDecoder`; all is causal and [CLS] stand behind the text, so that no text position sees one.
-
-        Raises: ValueError for more ids than leave room for the [CLS].
-        """
+        """As in `UnimodalDecoder`; all is causal and [CLS] stand behind the text, so that no text position sees one."""
         cls_XD = self.cls_D[None] if self.more_cls is None else torch.cat((self.cls_D[None], self.more_cls))
         count, length = len(cls_XD), ids_BT.shape[1]
-        if length + count > len(self.positions_TD):
-            raise ValueError(f"{length} ids and {count} [CLS] don't fit {len(self.positions_TD)} positions")
         lengths_B1 = valid_BT.sum(dim=1, keepdim=True)
         positions_T = torch.arange(length + count, device=ids_BT.device)
         behind_BT = positions_T - lengths_B1  # 0 at the first [CLS]
         is_cls_BT = (behind_BT >= 0) & (behind_BT < count)
         cls_BTD = F.embedding(behind_BT.clamp(0, count - 1), cls_XD)
         x_BTD = torch.where(is_cls_BT[..., None], cls_BTD, self.tokens(F.pad(ids_BT, (0, count))))
-        x_BTD = x_BTD + self.positions_TD[: length + count]
+        x_BTD = x_BTD + self.positions_TD[positions_T.clamp(max=len(self.positions_TD) - 1)]
         for block in self.blocks:
             x_BTD = block(x_BTD)
         read_BT = is_cls_BT | (behind_BT < 0) if self.reads_tokens else is_cls_BT
