@@ -5,33 +5,18 @@ import typing
 
 import pytest
 import torch
-from tests.support import COLOURS, SHAPES, drawing, tiny_tokenizer
+from tests import predictors
+from tests.predictors import CONFIG, PICTURES, TEXTS, TOKENIZER, close
 
-from opencoca import recipes
 from opencoca.config import GenerationConfig
 from opencoca.errors import ConfigError, DataError
 from opencoca.infer.captioning import GenerationChanges, changed
+from opencoca.infer.generate import generate
 from opencoca.infer.predictor import Predictor
 from opencoca.model.init import build
 from opencoca.types import ImageFeatures
 
-CONFIG, TOKENIZER = recipes.tiny.tiny(), tiny_tokenizer()
-PICTURES = [drawing(colour, shape) for colour in COLOURS for shape in SHAPES][:11]
-TEXTS = ["red square", "blue", "a green circle on the left of a picture", "pink bar", "\u00e9", "yellow triangle"]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return build(CONFIG.model, seed=2)
-
-
-@pytest.fixture
-def predictor(model):
-    return Predictor(model, TOKENIZER, CONFIG, batch_size=4)
-
-
-def close(a, b, atol=1e-5):
-    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+model, predictor = predictors.model, predictors.predictor
 
 
 # --- captions ---------------------------------------------------------------------------------------------------
@@ -60,6 +45,26 @@ def test_bad_generation_settings_are_refused(predictor, options):
     (name,) = options
     with pytest.raises(ConfigError, match=name):
         predictor.caption(PICTURES[:1], **options)
+
+
+def test_both_halves_choose_the_caption(predictor):
+    """Without a weight the captioner's first; with a huge one the proposed caption that matches the picture best."""
+    features = predictor.encode_images(PICTURES)
+    settings = GenerationConfig(beams=4, max_tokens=6)
+    proposed = generate(predictor.model, features.tokens, TOKENIZER.special, settings, num_captions=4)
+    texts = [[TOKENIZER.decode(one.ids).strip() for one in captions] for captions in proposed]
+
+    def chosen(weight):
+        captions = predictor.caption_features(features, beams=4, max_tokens=6, match_weight=weight)
+        return [best.text for best, *_ in captions]
+
+    assert chosen(0.0) == [some[0] for some in texts]
+    matching = []
+    for some, image in zip(texts, features.embed, strict=True):
+        similarities = predictor.embed_texts(some) @ image
+        matching.append(some[int(similarities.argmax())])
+    assert chosen(1e6) == matching
+    assert matching != [some[0] for some in texts]
 
 
 # --- options, prompts, several captions -------------------------------------------------------------------------
@@ -170,7 +175,7 @@ def test_a_sample_depends_on_the_picture_and_the_seed_alone(model):
     captions = many.caption(PICTURES, **options)
     assert few.caption(PICTURES[::-1], **options) == captions[::-1]
     assert [many.caption(picture, **options)[0] for picture in PICTURES] == captions
-    assert many.caption(PICTURES, seed=1, **options) != captions
+    assert many.caption(PICTURES, seed=1, **options) != captions  # pyright: ignore[reportCallIssue]
     features = many.encode_images(PICTURES)
     keyed = many.caption_features(features, keys=range(5, 16), **options)
     part = ImageFeatures(features.embed[3:], features.tokens[3:])
