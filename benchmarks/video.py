@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/video-benchmark"), help="where clips and runs go")
     parser.add_argument("--decisive", type=int, nargs=3, default=(480, 80, 240), metavar="CLIPS", help="of each split")
     parser.add_argument("--motion", type=int, nargs=3, default=(160, 40, 160), metavar="CLIPS", help="of each split")
-    parser.add_argument("--steps", type=int, default=120, help="of each training with a frozen encoder")
+    parser.add_argument("--steps", type=int, default=300, help="of each training with a frozen encoder")
     parser.add_argument("--clips", type=int, default=100, help="of the retrieval")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings")
     parser.add_argument("--threads", type=int, default=1)

@@ -19,7 +19,7 @@ from opencoca.errors import ConfigError, DataError
 from opencoca.infer.predictor import Predictor
 from opencoca.infer.video import caption_videos, embed_videos, encode_videos
 from opencoca.model.init import build
-from opencoca.model.video import encode_video, time_positions
+from opencoca.model.video import encode_video, frame_tokens, space_time, time_positions
 
 
 def grey_clip(count: int, side: int = 32) -> np.ndarray:
@@ -212,6 +212,17 @@ def test_time_positions_begin_at_nothing_and_then_tell_the_order():
     timed.time_positions_FD.normal_(generator=torch.Generator().manual_seed(0))
     forward, backward = encode_video(timed, pixels(6)), encode_video(timed, pixels(6).flip(1))
     assert (forward.embed - backward.embed).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_time_positions_weigh_the_same_however_large_the_tokens_are():
+    timed = predictor(time_positions=6).model
+    timed.time_positions_FD.normal_(generator=torch.Generator().manual_seed(0))
+    tokens_BFPD = frame_tokens(timed, pixels(6))
+    torch.testing.assert_close(space_time(timed, 12 * tokens_BFPD), 12 * space_time(timed, tokens_BFPD))
+    moved = space_time(timed, tokens_BFPD) - tokens_BFPD.flatten(1, 2)
+    of_tokens, of_positions = tokens_BFPD.square().mean().sqrt(), moved.square().mean().sqrt()
+    torch.testing.assert_close(of_positions / of_tokens, torch.tensor(1.0), atol=0.2, rtol=0)
 
 
 def test_time_positions_are_interpolated():

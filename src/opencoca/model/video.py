@@ -30,9 +30,15 @@ def frame_tokens(model: CoCa, pixels_BFCHW: Tensor, patch_noise_BP: Tensor | Non
 
 
 def space_time(model: CoCa, tokens_BFPD: Tensor) -> Tensor:
-    """The tokens [B,S,D], S = F P, of all frames in turn, with the model's time positions if it has any."""
+    """The tokens [B,S,D], S = F P, of all frames in turn, with the model's time positions if it has any.
+
+    A position is added in units of the token's root mean square: encoders' outputs are 1 in some models and over 10 in
+    others, and what is learnt of time must not depend on that.
+    """
     if model.time_positions_FD is not None:
-        tokens_BFPD = tokens_BFPD + time_positions(model.time_positions_FD, tokens_BFPD.shape[1])[:, None]
+        scale_BFP1 = tokens_BFPD.detach().square().mean(dim=-1, keepdim=True).sqrt()
+        times_FD = time_positions(model.time_positions_FD, tokens_BFPD.shape[1])
+        tokens_BFPD = tokens_BFPD + scale_BFP1 * times_FD[:, None]
     return tokens_BFPD.flatten(1, 2)
 
 
