@@ -15,8 +15,6 @@ the start of its own process included.
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.metadata
 import os
 import statistics
 import subprocess
@@ -28,8 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import search_peers
 import torch
 from common import alternating_medians, write_result
+from search_data import MODEL, SHARDS, pictures, recall, rows_of, truth, vary
+from search_peers import EXPANSIONS, Ask, Setting
 from torch import Tensor
 
 from opencoca.loading import load
@@ -39,43 +40,6 @@ K = 10
 WIDTH = 768
 QUERIES = 20
 RECALL = 0.95
-EXPANSIONS = (10, 16, 32, 64, 128, 256, 512)
-MODEL = Path(__file__).parents[1] / "src" / "opencoca" / "pretrained" / "drawings"
-SHARDS = [("data/drawings", "train"), ("data/openmoji", "train")]
-
-
-def rows_of(count: int, width: int, seed: int = 0) -> Tensor:
-    """Unit-norm float16 [count,width], drawn block by block."""
-    draws = torch.Generator().manual_seed(seed)
-    rows = torch.empty(count, width, dtype=torch.float16)
-    for start in range(0, count, 16384):
-        block = torch.randn(min(16384, count - start), width, generator=draws)
-        rows[start : start + 16384] = torch.nn.functional.normalize(block, dim=1)
-    return rows
-
-
-def truth(rows: Tensor, queries: np.ndarray, k: int) -> np.ndarray:
-    """The best k rows of each query by float64 scores, int64 [Q,k]."""
-    best_scores = np.empty((len(queries), 0))
-    best_rows = np.empty((len(queries), 0), np.int64)
-    for start in range(0, len(rows), 65536):
-        block = rows[start : start + 65536].double()
-        scores = torch.from_numpy(queries).double() @ block.T
-        top = scores.topk(min(k, len(block)))
-        best_scores = np.concatenate((best_scores, top.values.numpy()), axis=1)
-        best_rows = np.concatenate((best_rows, top.indices.numpy() + start), axis=1)
-        order = np.argsort(-best_scores, axis=1, kind="stable")[:, :k]
-        best_scores, best_rows = (np.take_along_axis(values, order, axis=1) for values in (best_scores, best_rows))
-    return best_rows
-
-
-def recall(found: np.ndarray, want: np.ndarray, rows: Tensor, queries: np.ndarray) -> float:
-    """The share of found rows that score no less than the last true neighbour: rows that are equal may stand in."""
-    shares = []
-    for got, best, query in zip(found, want, torch.from_numpy(queries).double(), strict=True):
-        scores = rows[torch.from_numpy(np.unique(got[got >= 0]).astype(np.int64))].double() @ query
-        shares.append(float((scores >= rows[int(best[-1])].double() @ query - 1e-7).sum()) / len(best))
-    return float(np.mean(shares))
 
 
 def bandwidth(rows: Tensor) -> float:
@@ -99,29 +63,15 @@ def exact_part(count: int, width: int, repeats: int) -> dict[str, Any]:
     began = time.perf_counter()
     parts = [exact.Rows(rows, exact.sketch_of(rows))]
     sketch_s = time.perf_counter() - began
-    ways: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    ways: dict[str, Ask] = {
         "opencoca": lambda query: exact.nearest(parts, query, K, None)[0],
         "torch_half_mv": lambda query: torch.mv(rows, torch.from_numpy(query).half()).topk(K).indices.numpy(),
+        **search_peers.exact_ways(rows, K),
     }
-    threads = torch.get_num_threads()
-    if faiss := peer("faiss"):
-        faiss.omp_set_num_threads(threads)
-        flat = faiss.IndexFlatIP(width)
-        half = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        half.train(rows[:1000].float().numpy())
-        for start in range(0, count, 65536):
-            for index in (flat, half):
-                index.add(rows[start : start + 65536].float().numpy())
-        ways["faiss_flat_float32"] = lambda query: flat.search(query[None], K)[1][0]
-        ways["faiss_flat_float16"] = lambda query: half.search(query[None], K)[1][0]
-    if usearch := peer("usearch.index"):
-        ways["usearch_exact_float16"] = lambda query: np.asarray(
-            usearch.search(rows.numpy(), query[None].astype(np.float16), K, "ip", exact=True, threads=threads).keys
-        ).reshape(-1)
     found = {name: np.stack([way(query) for query in queries]) for name, way in ways.items()}
     turn = iter(range(10**9))
 
-    def one(way: Callable[[np.ndarray], np.ndarray]) -> Callable[[], None]:
+    def one(way: Ask) -> Callable[[], None]:
         return lambda: [way(queries[next(turn) % QUERIES]) for _ in range(3)] and None
 
     limit = bandwidth(rows)
@@ -148,49 +98,6 @@ def exact_part(count: int, width: int, repeats: int) -> dict[str, Any]:
     }
 
 
-def pictures(count: int, seed: int = 0) -> tuple[np.ndarray, list[str]]:
-    """Embeddings float16 [count,E] of varied drawings, and the captions of the drawings."""
-    from opencoca.data.shards import ShardReader
-
-    predictor = load(MODEL)
-    size_px = predictor.config.model.vision.image_size_px
-    squares, captions = [], []
-    for folder, split in SHARDS:
-        reader = ShardReader(Path(__file__).parents[1] / folder, split)
-        samples = [reader[i] for i in range(len(reader))]
-        for batch in predictor.squares([sample.picture for sample in samples]):
-            squares.append(batch.squares)
-        captions += [sample.caption for sample in samples]
-    base = np.concatenate(squares)
-    base, captions = base[: max(count // 4, 64)], captions[: max(count // 4, 64)]
-    draws = np.random.default_rng(seed)
-    embeds = []
-    for start in range(0, count, 512):
-        chosen = np.arange(start, min(start + 512, count)) % len(base)
-        varied = np.stack([base[i] if start + j < len(base) else vary(base[i], draws) for j, i in enumerate(chosen)])
-        assert varied.shape[1:] == (size_px, size_px, 3)
-        for first in range(0, len(varied), predictor.batch_size):
-            embeds.append(predictor.encode_squares(varied[first : first + predictor.batch_size]).embed.half().numpy())
-    return np.concatenate(embeds), captions
-
-
-def vary(square: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-    """The square turned, mirrored, shifted, scaled and tinted by chance."""
-    from PIL import Image
-
-    size, angle, scale = square.shape[0], draws.uniform(-25, 25), draws.uniform(0.6, 1.15)
-    image = Image.fromarray(square[:, ::-1] if draws.random() < 0.5 else square)
-    image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=(255, 255, 255))
-    small = image.resize((max(8, int(size * scale)),) * 2)
-    out = Image.new("RGB", (size, size), (255, 255, 255))
-    left, top = ((size - small.width) // 2 + int(draws.integers(-6, 7)) for _ in range(2))
-    out.paste(small, (left, top))
-    values = np.asarray(out).astype(np.float32)
-    if draws.random() < 0.3:
-        values = values[..., draws.permutation(3)]
-    return np.clip(values * draws.uniform(0.8, 1.1, 3), 0, 255).astype(np.uint8)
-
-
 def approximate_part(count: int) -> dict[str, Any]:
     """The quickest setting of each library that reaches recall@10 0.95, one query at a time in one thread."""
     embeds, captions = pictures(count)
@@ -198,61 +105,7 @@ def approximate_part(count: int) -> dict[str, Any]:
     queries = load(MODEL).embed_texts(texts).numpy()
     half = torch.from_numpy(embeds)
     want = truth(half, queries, K)
-    full = embeds.astype(np.float32)
-    settings: list[tuple[str, dict[str, int], float, int, Callable[[np.ndarray], np.ndarray]]] = []
-    if usearch := peer("usearch.index"):
-        for connectivity in (16, 32):
-            began = time.perf_counter()
-            made = usearch.Index(ndim=embeds.shape[1], metric="ip", dtype="f16", connectivity=connectivity,
-                                  expansion_add=256)  # fmt: skip
-            made.add(np.arange(count), embeds)
-            built = time.perf_counter() - began
-            for expansion in EXPANSIONS:
-
-                def ask(query: np.ndarray, graph: Any = made, expansion: int = expansion) -> np.ndarray:
-                    graph.expansion_search = expansion
-                    return np.asarray(graph.search(query.astype(np.float16), K, threads=1).keys).reshape(-1)
-
-                settings.append(("usearch", {"connectivity": connectivity, "expansion": expansion}, built, 0, ask))
-    if hnswlib := peer("hnswlib"):
-        for connectivity in (16, 32):
-            began = time.perf_counter()
-            other = hnswlib.Index(space="ip", dim=embeds.shape[1])
-            other.init_index(count, M=connectivity, ef_construction=256)
-            other.add_items(full)
-            built = time.perf_counter() - began
-            for expansion in EXPANSIONS:
-
-                def ask(query: np.ndarray, graph: Any = other, expansion: int = expansion) -> np.ndarray:
-                    graph.set_ef(expansion)
-                    return graph.knn_query(query[None], K, num_threads=1)[0][0]
-
-                settings.append(("hnswlib", {"connectivity": connectivity, "expansion": expansion}, built, 0, ask))
-    if faiss := peer("faiss"):
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        width = embeds.shape[1]
-        hnsw = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
-        lists = faiss.index_factory(width, "IVF1024,SQfp16", faiss.METRIC_INNER_PRODUCT)
-        for name, index, values in (
-            ("faiss_hnsw", hnsw, EXPANSIONS),
-            ("faiss_ivf", lists, (8, 16, 32, 64, 128, 256)),
-        ):
-            if name == "faiss_hnsw":
-                index.hnsw.efConstruction = 256
-            began = time.perf_counter()
-            index.train(full)
-            index.add(full)
-            built = time.perf_counter() - began
-            for value in values:
-
-                def ask(query: np.ndarray, name: str = name, index: Any = index, value: int = value) -> np.ndarray:
-                    if name == "faiss_hnsw":
-                        index.hnsw.efSearch = value
-                    else:
-                        index.nprobe = value
-                    return index.search(query[None], K)[1][0]
-
-                settings.append((name, {"search": value}, built, 1, ask))
+    settings = search_peers.approximate_settings(embeds, K)
     parts = [exact.Rows(half, exact.sketch_of(half))]
     if graph.is_there():
         file = Path(tempfile.mkdtemp()) / "graph.usearch"
@@ -266,14 +119,13 @@ def approximate_part(count: int) -> dict[str, Any]:
                 graph.EXPANSION = expansion
                 return exact.rescored(parts, query, ours.proposed(query, K), K)[0]
 
-            settings.append(("opencoca_graph", {"expansion": expansion}, built, 0, ask))
-    settings.append(("opencoca_exact", {}, 0.0, 0, lambda query: exact.nearest(parts, query, K, None)[0]))
+            settings.append(Setting("opencoca_graph", {"expansion": expansion}, built, ask))
+    settings.append(Setting("opencoca_exact", {}, 0.0, lambda query: exact.nearest(parts, query, K, None)[0]))
     curve: list[dict[str, Any]] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name, setting, built, of_faiss, ask in settings:
-        if of_faiss:
-            peer("faiss").omp_set_num_threads(1)
+    search_peers.set_threads(1)
+    for name, setting, built, ask in settings:
         found = np.stack([ask(query) for query in queries])
         seconds = []
         for query in queries[:300]:
@@ -388,14 +240,6 @@ def _read(file: Path) -> bytes:
         return b""
 
 
-def peer(name: str) -> Any:
-    """A library that may not be there."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, help="a folder that pip installed the other libraries into")
@@ -420,12 +264,7 @@ def main() -> None:
         print(figures["command"], flush=True)
     if args.only in (None, "approximate"):
         figures["approximate"] = approximate_part(count)
-    versions = {}
-    for name in ("faiss-cpu", "usearch", "hnswlib"):
-        if args.peers:
-            found = importlib.metadata.distributions(path=[str(args.peers)])
-            versions |= {one.name: one.version for one in found if one.name == name}
-    figures["peers"] = versions
+    figures["peers"] = search_peers.versions(args.peers) if args.peers else {}
     if not args.small and args.only is None:
         write_result("search", figures)
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
-from tyro.constructors import PrimitiveConstructorSpec
 
-from opencoca.cli.main import DONE, SKIPPED, Flag, Labels, ModelName
+from opencoca.cli.main import DONE, SKIPPED, Flag, Labels, ModelName, comma_list, separated
 from opencoca.cli.options import Generation, GenerationGroup
 from opencoca.errors import DataError
 
@@ -22,24 +21,14 @@ WORDS = ("caption", "embed", "classify")
 MOST_NAMED = 20
 
 
-def _split_do(words: list[str]) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(word.strip() for word in words[0].split(",") if word.strip()))
-    wrong = [word for word in found if word not in WORDS]
-    if wrong or not found:
-        raise DataError(f"--do {words[0]!r} is not understood; give one or more of {', '.join(WORDS)}, with commas")
-    return found
+def _read_do(text: str) -> tuple[str, ...]:
+    words = tuple(dict.fromkeys(separated(text)))
+    if not words or not set(words) <= set(WORDS):
+        raise DataError(f"--do {text!r} is not understood; give one or more of {', '.join(WORDS)}, with commas")
+    return words
 
 
-Do = Annotated[
-    tuple[str, ...],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="A,B,...",
-        instance_from_str=_split_do,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda words: [",".join(words)],
-    ),
-]
+Do = Annotated[tuple[str, ...], comma_list(_read_do)]
 Text = Annotated[str, arg(metavar="TEXT", help_behavior_hint="")]
 Name = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")]
 Templates = Annotated[tuple[str, ...], UseAppendAction, arg(metavar="SENTENCE", help_behavior_hint="(default: {})")]

@@ -44,7 +44,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -107,26 +107,33 @@ TYRO_OPTIONS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
-def _split_labels(words: list[str]) -> tuple[str, ...]:
-    labels = tuple(label.strip() for label in words[0].split(",") if label.strip())
+def separated(text: str) -> tuple[str, ...]:
+    """The words between commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def comma_list(read: Callable[[str], tuple[str, ...]]) -> PrimitiveConstructorSpec[tuple[str, ...]]:
+    """What `Annotated` takes for an option of words with commas between; read: the words of what was typed."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="A,B,...",
+        instance_from_str=lambda typed: read(typed[0]),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda words: [",".join(words)],
+    )
+
+
+def _read_labels(text: str) -> tuple[str, ...]:
+    labels = separated(text)
     if not labels:
-        raise DataError(f"no label in {words[0]!r}; separate labels by commas, as in cat,dog")
+        raise DataError(f"no label in {text!r}; separate labels by commas, as in cat,dog")
     return labels
 
 
 Paths = Annotated[tuple[Path, ...], Positional, arg(metavar="PATH...", help_behavior_hint="")]
 ModelName = Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: the newest one)")]
 Flag = Annotated[bool, arg(help_behavior_hint="")]  # False unless given
-Labels = Annotated[
-    tuple[str, ...],
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="A,B,...",
-        instance_from_str=_split_labels,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda labels: [",".join(labels)],
-    ),
-]
+Labels = Annotated[tuple[str, ...], comma_list(_read_labels)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

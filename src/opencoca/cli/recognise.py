@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from opencoca.cli.main import DONE, SKIPPED, Flag
+from opencoca.cli.main import Flag
 from opencoca.cli.options import Real, Whole
-
-MOST_NAMED = 20
+from opencoca.cli.task_runs import From, say, told
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,7 @@ class Args:
 
     data: Annotated[str, Positional, arg(metavar="DATA", help_behavior_hint="")]
     """Labelled pictures."""
-    from_: Annotated[str | None, arg(name="from", metavar="MODEL", help_behavior_hint="(default: the newest one)")] = (
-        None
-    )
+    from_: From = None
     """The model to begin with: a run or model folder, hf:org/name, a weights file, or a name."""
     run: Path = Path("runs/recognise")
     """Folder for checkpoints, metrics and the model."""
@@ -66,7 +62,6 @@ class Args:
 def run(args: Args) -> int:
     """Runs the job, then prints the table and what to type next."""
     from opencoca.jobs.recognise import WAYS, Options, recognise
-    from opencoca.jobs.task_runs import line
 
     options = Options(
         ways=WAYS if args.only is None else (args.only,),
@@ -82,23 +77,4 @@ def run(args: Args) -> int:
         changes=args.set,
     )
     outcome = recognise(args.data, args.run, args.from_, options, say)
-    name_skipped(outcome.skipped)
-    tested = any(row.test is not None for row in outcome.rows)
-    print(f"{'':<46}{'val':>9}{'test' if tested else '':>9}")
-    for row in outcome.rows:
-        print(line(row))
-    print(f"\nmodel: {outcome.model}\n\nnow try\n  coca classify picture.png --model {args.run}")
-    return SKIPPED if outcome.skipped else DONE
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def name_skipped(skipped: list[tuple[str, str]]) -> None:
-    """Names what was left out, the first of it, and counts the rest."""
-    for key, reason in skipped[:MOST_NAMED]:
-        say(f"skipped {key}: {reason}")
-    if len(skipped) > MOST_NAMED:
-        say(f"skipped {len(skipped) - MOST_NAMED} more")
+    return told(outcome, f"coca classify picture.png --model {args.run}")

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from opencoca.cli.main import DONE, SKIPPED, Flag
+from opencoca.cli.main import Flag
 from opencoca.cli.options import Real, Whole
-from opencoca.cli.recognise import name_skipped, say
+from opencoca.cli.task_runs import From, say, told
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class Args:
 
     data: Annotated[str, Positional, arg(metavar="DATA", help_behavior_hint="")]
     """Questions with answers."""
-    from_: Annotated[str | None, arg(name="from", metavar="MODEL", help_behavior_hint="(default: the newest one)")] = (
-        None
-    )
+    from_: From = None
     """The model to begin with: a run or model folder, hf:org/name, a weights file, or a name."""
     recipe: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Begin with new weights in this recipe's shape instead, trained as it says."""
@@ -75,7 +73,6 @@ class Args:
 
 def run(args: Args) -> int:
     """Runs the job, then prints the table and what to type next."""
-    from opencoca.jobs.task_runs import line
     from opencoca.jobs.vqa import MOST_ANSWERS, Options, vqa
 
     options = Options(
@@ -95,10 +92,4 @@ def run(args: Args) -> int:
         changes=args.set,
     )
     outcome = vqa(args.data, args.run, args.from_, options, say)
-    name_skipped(outcome.skipped)
-    tested = any(row.test is not None for row in outcome.rows)
-    print(f"{'':<46}{'val':>9}{'test' if tested else '':>9}")
-    for row in outcome.rows:
-        print(line(row))
-    print(f'\nmodel: {outcome.model}\n\nnow try\n  coca ask picture.png "a question?" --model {args.run}')
-    return SKIPPED if outcome.skipped else DONE
+    return told(outcome, f'coca ask picture.png "a question?" --model {args.run}')

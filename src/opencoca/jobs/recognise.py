@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -17,18 +17,21 @@ from opencoca.infer.predictor import Predictor
 from opencoca.jobs.recognise_data import Labelled, Pictures, open_labels
 from opencoca.jobs.task_runs import (
     Base,
+    Outcome,
     Row,
     Say,
+    TrainingOptions,
     Watched,
     begin,
+    changes_pictures,
     keep,
     line,
+    opened_base,
     predictor_of,
     prepare_from,
     task_config,
     with_head,
 )
-from opencoca.loading import open_model
 from opencoca.model.coca import CoCa
 from opencoca.train.loop import train
 from opencoca.train.machine import placement
@@ -43,7 +46,7 @@ TITLES = {"frozen": "frozen encoder, new pooler", "tuned": "everything tuned"}
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(TrainingOptions):
     """What may be said of recognition; 0 and None leave it to the defaults.
 
     ways: "frozen" trains a new pooler and classifier over the encoder as it is, "tuned" the encoder too.
@@ -56,22 +59,7 @@ class Options:
     field: str | None = None
     val: float = 0.1
     most: int = 0
-    epochs: float = 10.0
-    steps: int = 0
-    rate: float = 0.0
-    batch: int = 0
-    seed: int = 0
     paper: bool = False
-    changes: tuple[str, ...] = ()
-
-
-class Outcome(NamedTuple):
-    """The table, where the best model is, and (key, reason) of each picture that can't be used."""
-
-    rows: list[Row]
-    model: Path
-    skipped: list[tuple[str, str]]
-    results: dict[str, Any]
 
 
 def recognise(
@@ -86,16 +74,14 @@ def recognise(
     """
     options = options or Options()
     pictures = open_labels(data, options.field, options.val, options.most)
-    opened = open_model(base)
-    weights = {name: parameter.detach() for name, parameter in opened.model.named_parameters()}
-    start = Base(str(base or opened.path), opened.config, opened.tokenizer, weights)
+    start, module = opened_base(base)
     shown = len(pictures.test.labels) if pictures.test is not None else 0
     say(
         f"data: {len(pictures.train.labels)} pictures to train on, {len(pictures.val.labels)} to choose by, {shown} to "
         f"test on; {len(pictures.labels)} labels"
     )
-    device = placement(opened.config.run)[0]
-    plain = Predictor(opened.model.to(device).requires_grad_(False), opened.tokenizer, opened.config)
+    device = placement(start.config.run)[0]
+    plain = Predictor(module.to(device).requires_grad_(False), start.tokenizer, start.config)
     rows, frozen_facts = probes(plain, pictures)
     for row in rows:
         say(line(row))
@@ -105,7 +91,7 @@ def recognise(
     for way in options.ways:
         config = _config(way, start, head, data, len(pictures.train.labels), options)
         begin(run / way, start)
-        kept = KEPT_BYTES if way == "frozen" and not _changes_pictures(config) else 0
+        kept = KEPT_BYTES if way == "frozen" and not changes_pictures(config.data) else 0
         task = Recognition(head.name, _targets(pictures), config.loss.label_smoothing, kept)
         loader = PairLoader.from_config(config, pictures.train.source, start.tokenizer)
         watched = pictures.val.spread(MEASURED_ON_THE_WAY)
@@ -168,22 +154,11 @@ def _config(way: str, base: Base, head: HeadConfig, data: str, samples: int, opt
         model,
         data,
         samples,
-        epochs=options.epochs,
-        steps=options.steps,
-        batch=options.batch,
-        rate=options.rate,
-        seed=options.seed,
+        options,
         frozen=(*unread, *(("encoder",) if way == "frozen" else ())),
         loss=LossConfig(label_smoothing=SMOOTHING),
         paper=f"imagenet-{way}" if options.paper else None,
-        changes=options.changes,
     )
-
-
-def _changes_pictures(config: Config) -> bool:
-    """Whether no two epochs show the same picture."""
-    data = config.data
-    return bool(data.flip or data.max_shift_px or data.randaugment[0] or tuple(data.crop_scale) != (1.0, 1.0))
 
 
 def _targets(pictures: Pictures) -> Targets:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from opencoca.config import Config, DataConfig, HeadConfig, LossConfig, ModelCon
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import CheckpointError
 from opencoca.infer.predictor import Predictor
-from opencoca.loading import FINETUNED
+from opencoca.loading import FINETUNED, open_model
 from opencoca.model.coca import CoCa
 from opencoca.model_card import Origin
 from opencoca.train.machine import placement
@@ -55,6 +56,21 @@ _BODY_RATES = {"vqa": 2e-5 / 5e-4, "snli-ve": 5e-5 / 1e-3, "nlvr2": 2e-5 / 5e-4}
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What may be said of every task's training; 0 leaves it to the defaults.
+
+    changes: "section.field=value", as `Config.with_values` takes them.
+    """
+
+    epochs: float = 10.0
+    steps: int = 0
+    rate: float = 0.0
+    batch: int = 0
+    seed: int = 0
+    changes: tuple[str, ...] = ()
+
+
 class Base(NamedTuple):
     """What a head is put on: a model's weights by name, none for new ones, and what is known of it."""
 
@@ -70,6 +86,15 @@ class Row(NamedTuple):
     how: str
     val: float | None
     test: float | None
+
+
+class Outcome(NamedTuple):
+    """The table, where the model is, (key, reason) of each sample that can't be used, and all figures."""
+
+    rows: list[Row]
+    model: Path
+    skipped: list[tuple[str, str]]
+    results: dict[str, Any]
 
 
 def line(row: Row) -> str:
@@ -88,6 +113,13 @@ class Watched:
     def __call__(self, model: CoCa) -> Iterator[tuple[str, float]]:
         """Yields the figures."""
         yield from self._evaluation(Predictor(model, self._tokenizer, self._config)).figures.items()
+
+
+def opened_base(name: str | None) -> tuple[Base, CoCa]:
+    """A model to put a head on, by name or the newest one, and its module."""
+    opened = open_model(name)
+    weights = {key: parameter.detach() for key, parameter in opened.model.named_parameters()}
+    return Base(str(name or opened.path), opened.config, opened.tokenizer, weights), opened.model
 
 
 def with_head(model: ModelConfig, head: HeadConfig) -> ModelConfig:
@@ -118,16 +150,11 @@ def task_config(
     model: ModelConfig,
     data: str,
     samples: int,
+    options: TrainingOptions,
     *,
-    epochs: float,
-    steps: int = 0,
-    batch: int = 0,
-    rate: float = 0.0,
-    seed: int = 0,
     frozen: Sequence[str] = (),
     loss: LossConfig | None = None,
     paper: str | None = None,
-    changes: Sequence[str] = (),
 ) -> Config:
     """The configuration of a task's training: the base's pixels and generation, and defaults for all else.
 
@@ -138,10 +165,10 @@ def task_config(
     """
     before = base.config
     if base.weights is None:
-        return _from_recipe(before, model, data, steps, batch, rate, seed, changes)
+        return _from_recipe(before, model, data, options)
     size = "small" if sum(t.numel() for t in base.weights.values()) < SMALL else "large"
-    batch = batch or max(1, min(64, samples // 2))
-    steps = steps or max(FEWEST_STEPS, math.ceil(epochs * samples / batch))
+    batch = options.batch or max(1, min(64, samples // 2))
+    steps = options.steps or max(FEWEST_STEPS, math.ceil(options.epochs * samples / batch))
     parts = [part for part in _parts(base.weights) if part not in frozen]
     factor = _BODY_RATES.get(paper or "", BODY_FACTORS[size])
     config = Config(
@@ -152,7 +179,7 @@ def task_config(
         loss=loss or LossConfig(),
         optim=OptimConfig(
             steps=steps,
-            peak_lr=rate or HEAD_RATES[size],
+            peak_lr=options.rate or HEAD_RATES[size],
             part_rates=tuple(f"{part}={factor:g}" for part in parts),
             warmup_steps=min(100, steps // 10),
             schedule="cosine",
@@ -162,7 +189,7 @@ def task_config(
         ),
         data=DataConfig(folder=data, batch_size=batch),
         run=RunConfig(
-            seed=seed,
+            seed=options.seed,
             log_every_steps=max(1, min(50, steps // 20)),
             eval_every_steps=max(1, steps // 4),
             checkpoint_every_steps=max(1, steps // 4),
@@ -172,28 +199,24 @@ def task_config(
     settings = PAPER[paper] if paper is not None else ()
     if frozen:
         settings = tuple(text for text in settings if not text.startswith("optim.part_rates"))
-    return config.with_values([*settings, *changes])
+    return config.with_values([*settings, *options.changes])
 
 
-def _from_recipe(
-    recipe: Config,
-    model: ModelConfig,
-    data: str,
-    steps: int,
-    batch: int,
-    rate: float,
-    seed: int,
-    changes: Sequence[str],
-) -> Config:
-    given: list[str] = [f"optim.steps={steps}"] * bool(steps) + [f"optim.peak_lr={rate}"] * bool(rate)
-    given += [f"data.batch_size={batch}"] * bool(batch)
+def _from_recipe(recipe: Config, model: ModelConfig, data: str, options: TrainingOptions) -> Config:
+    fields = {"optim.steps": options.steps, "optim.peak_lr": options.rate, "data.batch_size": options.batch}
+    given = [f"{name}={value}" for name, value in fields.items() if value]
     config = dataclasses.replace(
         recipe,
         model=model,
         data=dataclasses.replace(recipe.data, folder=data),
-        run=dataclasses.replace(recipe.run, seed=seed),
+        run=dataclasses.replace(recipe.run, seed=options.seed),
     )
-    return config.with_values([*given, *changes])
+    return config.with_values([*given, *options.changes])
+
+
+def changes_pictures(data: DataConfig) -> bool:
+    """Whether a picture looks another way in every epoch."""
+    return bool(data.flip or data.max_shift_px or data.randaugment[0] or tuple(data.crop_scale) != (1.0, 1.0))
 
 
 def begin(run: Path, base: Base) -> None:

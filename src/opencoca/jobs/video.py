@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from opencoca.data.video import FRAMES
 from opencoca.errors import ConfigError, DataError
 from opencoca.infer.predictor import Predictor
 from opencoca.infer.video import recognise_videos
+from opencoca.jobs.task_runs import RESULTS, Say, changes_pictures
 from opencoca.loading import Opened, load, open_model
 from opencoca.model.coca import CoCa
 from opencoca.train.loop import train
@@ -27,10 +28,8 @@ from opencoca.train.state import Prepare
 from opencoca.train.tasks.targets import Targets
 from opencoca.train.tasks.video import VideoRecognition, unread_parts
 
-HEAD, RESULTS = "video", "results.json"
+HEAD = "video"
 TIME_RATE = 10.0  # times as high a rate for time positions, which begin at nothing
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def train_videos(
     say(f"data: {len(training.clips)} clips to train on, {len(held.clips)} held out, {len(labels)} labels")
     source = ClipSource(training, config.model.vision.image_size_px, config.pixels, options.frames)
     targets = Targets.single({clip.key: labels.index(clip.label) for clip in training.clips}, len(labels))
-    kept = None if options.tuned or _changes_pictures(config.data) else {}
+    kept = None if options.tuned or changes_pictures(config.data) else {}
     task = VideoRecognition(HEAD, targets, options.smoothing, kept)
     loader = PairLoader.from_config(config, source, opened.tokenizer, pictures=options.frames)
     state = train(config, run, task, loader, opened.tokenizer, prepare=loads_base(opened))
@@ -176,10 +175,6 @@ def measure(predictor: Predictor, clips: Sequence[Clip], frames: int = FRAMES) -
             f"none of the {len(clips)} clips can be read; the first: {skipped[0][1] if skipped else 'none'}"
         )
     return Measured(keys, torch.tensor(first), torch.tensor(fifth), skipped)
-
-
-def _changes_pictures(data: DataConfig) -> bool:
-    return data.flip or data.max_shift_px > 0 or data.crop_scale != (1.0, 1.0) or data.randaugment[0] > 0
 
 
 def loads_base(opened: Opened) -> Prepare:

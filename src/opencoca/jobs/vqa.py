@@ -23,18 +23,20 @@ from opencoca.eval.vqa import normalise_answer
 from opencoca.jobs.pretrain import stored_tokenizer, with_vocabulary
 from opencoca.jobs.task_runs import (
     Base,
+    Outcome,
     Row,
     Say,
+    TrainingOptions,
     Watched,
     begin,
     keep,
     line,
+    opened_base,
     predictor_of,
     prepare_from,
     task_config,
     with_head,
 )
-from opencoca.loading import open_model
 from opencoca.train.loop import train
 from opencoca.train.tasks.targets import Targets
 from opencoca.train.tasks.vqa import QuestionAnswering, Words
@@ -48,7 +50,7 @@ TITLES: dict[How, str] = {"classify": "classifier", "generate": "in its own word
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(TrainingOptions):
     """What may be said of training on questions; 0 and None leave it to the defaults.
 
     mode: "classify" trains a head, "generate" the decoder's own words, "both" one with the other.
@@ -67,21 +69,6 @@ class Options:
     paper: str | None = None
     pictures: str | None = None
     tests: tuple[str, ...] = ("test",)
-    epochs: float = 10.0
-    steps: int = 0
-    rate: float = 0.0
-    batch: int = 0
-    seed: int = 0
-    changes: tuple[str, ...] = ()
-
-
-class Outcome(NamedTuple):
-    """The table, where the model is, (row, reason) of what can't be used, and all figures."""
-
-    rows: list[Row]
-    model: Path
-    skipped: list[tuple[str, str]]
-    results: dict[str, Any]
 
 
 class Vocabulary(NamedTuple):
@@ -221,9 +208,7 @@ def _share(question: Question) -> float:
 def _base(base: str | None, options: Options, asked: QuestionSource, run: Path) -> Base:
     """The model to begin with: one that is named or the newest, or new weights in a recipe's shape."""
     if options.recipe is None:
-        opened = open_model(base)
-        weights = {name: parameter.detach() for name, parameter in opened.model.named_parameters()}
-        return Base(str(base or opened.path), opened.config, opened.tokenizer, weights)
+        return opened_base(base)[0]
     if base is not None:
         raise ConfigError("--from and --recipe were given; begin with a model, or with new weights in a recipe's shape")
     config = recipes.get(options.recipe).with_values([c for c in options.changes if c.startswith("model.")])
@@ -255,21 +240,17 @@ def _that_fit(source: QuestionSource, base: Base) -> tuple[QuestionSource, list[
 def _config(base: Base, head: HeadConfig | None, data: str, samples: int, options: Options) -> Config:
     model = base.config.model if head is None else with_head(base.config.model, head)
     model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, train_patches=0))
-    changes = tuple(c for c in options.changes if options.recipe is None or not c.startswith("model."))
+    if options.recipe is not None:  # the model has its changes already
+        options = dataclasses.replace(options, changes=tuple(c for c in options.changes if not c.startswith("model.")))
     return task_config(
         base,
         model,
         data,
         samples,
-        epochs=options.epochs,
-        steps=options.steps,
-        batch=options.batch,
-        rate=options.rate,
-        seed=options.seed,
+        options,
         frozen=("encoder",) if options.frozen else (),
         loss=LossConfig(contrastive_weight=0.0, captioning_weight=1.0),
         paper=options.paper,
-        changes=changes,
     )
 
 

@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opencoca.report.charts import chart
+from opencoca.report.charts import side_by_side
 from opencoca.report.data import Chart, Link
-from opencoca.report.markup import DASH, Html, join, number, tag
-from opencoca.report.page import document, terms
+from opencoca.report.markup import DASH, Html, join, number, tag, wide_table
+from opencoca.report.page import document, opening, terms
+from opencoca.report.plots import Cell, band
 
 
 @dataclass(frozen=True)
@@ -82,28 +83,23 @@ class AblationPage:
 
 def render(data: AblationPage) -> str:
     """The page as HTML, one file that asks nothing of any other."""
-    top = [tag("h1", data.title, dir="auto"), *(tag("p", line, dir="auto", class_="lead") for line in data.subtitle)]
     sections = [(table.key, table.title, _table(table)) for table in data.tables]
-    drawn = [each for each in map(chart, data.charts) if each]
-    if drawn:
+    if drawn := side_by_side(data.charts):
         note = tag("p", data.charts_note, class_="intro")
-        sections.append(
-            ("gradients", "How the objectives' gradients agree", join([note, tag("div", *drawn, class_="charts")]))
-        )
+        sections.append(("gradients", "How the objectives' gradients agree", join([note, drawn])))
     if data.failed:
         sections.append(("failed", f"Failed ({len(data.failed)})", terms(data.failed, "terms")))
     if data.facts:
         sections.append(("facts", "The runs", terms(data.facts, "facts")))
     if data.method:
         sections.append(("method", "How to read it", join(tag("p", line) for line in data.method)))
-    return document(data.title, top, sections, data.credits)
+    return document(data.title, opening(data.title, data.subtitle), sections, data.credits)
 
 
 def _table(table: Table) -> Html:
     parts = [tag("p", table.question, class_="intro")]
     shown = [i for i in range(len(table.measures)) if any(row.values[i] is not None for row in table.rows)]
-    for i in shown:
-        parts.append(_plots(table, i))
+    parts += [_plots(table, i) for i in shown]
     parts += [tag("h3", "What it costs" + (", and the paper's figures" if table.paper else "")), _costs(table)]
     parts += [tag("p", note, class_="note", dir="auto") for note in table.notes]
     return join(parts)
@@ -119,33 +115,26 @@ def _plots(table: Table, i: int) -> Html:
     for row, value in zip(table.rows, known, strict=True):
         if value is None:
             continue
+        cell = Cell(value.mean, value.low, value.high)
         rows.append(
             tag(
                 "tr",
                 tag("th", tag("span", row.name, dir="auto"), scope="row"),
-                tag("td", _band(value, low, high, row.is_reference), class_="plot"),
+                tag("td", band(cell, low, high, None, row.is_reference), class_="plot"),
                 tag("td", *_text(value, measure.unit), class_="value"),
                 tag("td", *_against(row, value, measure.unit)),
                 class_="first" if row.is_reference else None,
             )
         )
     scale = f"{number(low, measure.unit)} to {number(high, measure.unit)}"
-    head = tag(
-        "tr",
-        *(
-            tag("th", text, scope="col")
-            for text in ("setting", scale, "mean [least, greatest]", "less the reference [95%]")
-        ),
-    )
-    body = tag("table", tag("thead", head), tag("tbody", *rows), class_="models stack")
-    return join([tag("h3", measure.name, tag("small", f"{measure.better} is better")), tag("div", body, class_="wide")])
+    titles = ("setting", scale, "mean [least, greatest]", "less the reference [95%]")
+    drawn = wide_table((tag("th", title, scope="col") for title in titles), rows, "models stack")
+    return join([tag("h3", measure.name, tag("small", f"{measure.better} is better")), drawn])
 
 
 def _costs(table: Table) -> Html:
     """Seeds and costs beside the paper's figures."""
-    head = [tag("th", "setting", scope="col"), tag("th", "seeds", scope="col")]
-    head += [tag("th", name, scope="col") for name in table.costs]
-    head += [tag("th", f"paper: {name}", scope="col") for name in table.paper]
+    titles = ["setting", "seeds", *table.costs, *(f"paper: {name}" for name in table.paper)]
     rows = []
     for row in table.rows:
         note = tag("span", row.note, class_="note", dir="auto") if row.note else ""
@@ -153,7 +142,7 @@ def _costs(table: Table) -> Html:
         cells += [tag("td", text or DASH) for text in [*row.costs, *row.paper]]
         cells += [tag("td", DASH)] * (len(table.paper) - len(row.paper))
         rows.append(tag("tr", *cells, class_="first" if row.is_reference else None))
-    return tag("div", tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="models"), class_="wide")
+    return wide_table((tag("th", title, scope="col") for title in titles), rows, "models")
 
 
 def _text(value: Value, unit: str) -> list[Html | str]:
@@ -189,19 +178,3 @@ def _scale(bounds: Sequence[float], unit: str) -> tuple[float, float]:
     step = 10.0 ** math.floor(math.log10(reach))
     low, high = math.floor((low - 0.1 * reach) / step) * step, math.ceil((high + 0.1 * reach) / step) * step
     return (max(0.0, low) if min(bounds) >= 0 else low), (min(high, 100.0) if unit == "%" else high)
-
-
-def _band(value: Value, low: float, high: float, ours: bool) -> Html:
-    """The mean as a mark on a line from low to high, with the range over seeds as a band."""
-
-    def at(x: float) -> float:
-        return round(200 * (x - low) / (high - low), 2)
-
-    width = max(at(value.high) - at(value.low), 0.5)
-    parts = [
-        tag("rect", x=0, y=6, width=200, height=2, class_="track"),
-        tag("rect", x=at(value.low), y=3, width=round(width, 2), height=8, class_="reach"),
-        tag("rect", x=round(at(value.mean) - 0.9, 2), y=1, width=1.8, height=12, class_="at"),
-    ]
-    style = "span ours" if ours else "span"
-    return tag("svg", *parts, viewBox="0 0 200 14", preserveAspectRatio="none", aria_hidden="true", class_=style)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from opencoca.report.data import Chart, Figure
 from opencoca.report.markup import Html, join, number, tag
@@ -84,6 +84,12 @@ def spread(heights: Sequence[float], gap: float, low: float, high: float) -> lis
         placed[i] = ceiling = min(placed[i], ceiling)
         ceiling -= gap
     return placed
+
+
+def side_by_side(charts: Iterable[Chart]) -> Html | None:
+    """Those charts that have something to show, side by side, or None if no chart has."""
+    shown = [drawn for drawn in map(chart, charts) if drawn]
+    return tag("div", *shown, class_="charts") if shown else None
 
 
 def chart(data: Chart) -> Html | None:

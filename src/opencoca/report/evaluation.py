@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from opencoca.report.data import Chart
-from opencoca.report.markup import DASH, Html, count, join, number, tag
-from opencoca.report.page import document, terms
-from opencoca.report.plots import Bands, Cell, Grid, band, drawn
+from opencoca.report.markup import DASH, Html, count, join, number, tag, wide_table
+from opencoca.report.page import Section, document, opening, terms
+from opencoca.report.plots import Bands, Cell, Grid, band, drawn, value_text
 
 SURE = 0.05  # a p below it is printed strong
 
@@ -64,11 +64,11 @@ class EvaluationPage:
 
 def render(data: EvaluationPage) -> str:
     """The page as HTML, one file that asks nothing of any other."""
-    top = [tag("h1", data.title, dir="auto"), *(tag("p", line, dir="auto", class_="lead") for line in data.subtitle)]
-    return document(data.title, top, [_glance(data), _differences(data), _plots(data), _all(data), *_lists(data)])
+    sections = [_glance(data), _differences(data), _plots(data), _all(data), *_lists(data)]
+    return document(data.title, opening(data.title, data.subtitle), sections)
 
 
-def _glance(data: EvaluationPage):
+def _glance(data: EvaluationPage) -> Section:
     headlines = [(table, row) for table in data.tables for row in table.rows if row.headline]
     if not headlines:
         return None
@@ -88,19 +88,17 @@ def _glance(data: EvaluationPage):
                     tag("th", *name, scope="row"),
                     tag("td", model, class_="who", dir="auto"),
                     tag("td", plot, class_="plot"),
-                    tag("td", *_value(cell, row.unit), class_="value"),
+                    tag("td", *value_text(cell, row.unit), class_="value"),
                     class_=style or None,
                 )
             )
     scale = tag("th", "from 0 to 100%, or to the end of the measure's own scale", scope="col")
-    head = tag(
-        "tr", tag("th", "evaluation", scope="col"), tag("th", "model", scope="col", class_="who"), scale, tag("th")
-    )
-    table = tag("table", tag("thead", head), tag("tbody", *bodies), class_="models stack")
-    return "glance", "At a glance", join([tag("p", intro, class_="intro"), tag("div", table, class_="wide")])
+    head = [tag("th", "evaluation", scope="col"), tag("th", "model", scope="col", class_="who"), scale, tag("th")]
+    table = wide_table(head, bodies, "models stack")
+    return "glance", "At a glance", join([tag("p", intro, class_="intro"), table])
 
 
-def _differences(data: EvaluationPage):
+def _differences(data: EvaluationPage) -> Section:
     found = [
         (table, row, data.models[i + 1], difference)
         for table in data.tables
@@ -121,7 +119,6 @@ def _differences(data: EvaluationPage):
         reach = max(abs(difference.low), abs(difference.high), 1e-9)
         top = _round_up(reach, row.unit)
         cell = Cell(difference.value, difference.low, difference.high)
-        p = f"p {difference.p:.3f}" if difference.p >= 0.001 else "p < 0.001"
         unit = " points" if row.unit == "%" else f" {row.unit}".rstrip()
         note = tag("span", difference.note, class_="note") if difference.note else ""
         rows.append(
@@ -140,22 +137,15 @@ def _differences(data: EvaluationPage):
                     ),
                     class_="value",
                 ),
-                tag("td", p, class_="sure" if difference.p < SURE else "p"),
+                tag("td", _p_text(difference.p), class_="sure" if difference.p < SURE else "p"),
             )
         )
-    head = tag(
-        "tr",
-        tag("th", "evaluation"),
-        tag("th"),
-        tag("th", "0 in the middle, each on its own scale"),
-        tag("th"),
-        tag("th"),
-    )
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="models stack")
-    return "differences", "Differences", join([tag("p", intro, class_="intro"), tag("div", table, class_="wide")])
+    titles = ("evaluation", "", "0 in the middle, each on its own scale", "", "")
+    table = wide_table((tag("th", title) for title in titles), rows, "models stack")
+    return "differences", "Differences", join([tag("p", intro, class_="intro"), table])
 
 
-def _plots(data: EvaluationPage):
+def _plots(data: EvaluationPage) -> Section:
     parts = []
     for table in data.tables:
         shown = drawn(table.charts, table.bands, table.grids)
@@ -164,7 +154,7 @@ def _plots(data: EvaluationPage):
     return ("plots", "Curves and groups", tag("div", *parts, class_="plots")) if parts else None
 
 
-def _all(data: EvaluationPage):
+def _all(data: EvaluationPage) -> Section:
     if not data.tables:
         return None
     parts = []
@@ -178,7 +168,7 @@ def _all(data: EvaluationPage):
         head += [tag("th", "chance", scope="col")] if any(row.chance is not None for row in table.rows) else []
         rows = []
         for row in table.rows:
-            cells = [tag("td", *_value(cell, row.unit), class_="value") for cell in row.cells]
+            cells = [tag("td", *value_text(cell, row.unit), class_="value") for cell in row.cells]
             for i in range(len(others)):
                 difference = row.differences[i] if i < len(row.differences) else None
                 cells.append(tag("td", *_told(difference, row.unit)))
@@ -188,15 +178,13 @@ def _all(data: EvaluationPage):
         parts += [
             tag("h3", table.name, dir="auto"),
             tag("p", table.line, class_="note", dir="auto") if table.line else "",
-            tag(
-                "div", tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="models"), class_="wide"
-            ),
+            wide_table(head, rows, "models"),
             terms(table.facts, "terms") if table.facts else "",
         ]
     return "figures", "Every figure", join(parts)
 
 
-def _lists(data: EvaluationPage):
+def _lists(data: EvaluationPage) -> list[Section]:
     missing = terms(data.missing, "terms") if data.missing else None
     left = terms(data.left_out, "terms") if data.left_out else None
     note = tag("p", "Counted here and in the JSON, and in no figure.", class_="intro")
@@ -224,25 +212,15 @@ def _round_up(value: float, unit: str) -> float:
     return min(top, 100.0) if unit == "%" else top
 
 
-def _value(cell: Cell, unit: str) -> list[Html | str]:
-    """A value and its interval as text: 63.3% [62.9, 63.7]."""
-    if cell.value is None:
-        return [DASH]
-    if cell.low is None or cell.high is None:
-        return [number(cell.value, unit)]
-    bounds = f" [{_plain(cell.low, unit)}, {_plain(cell.high, unit)}]"
-    return [number(cell.value, unit), tag("span", bounds, class_="range")]
-
-
 def _told(difference: Difference | None, unit: str) -> list[Html | str]:
     if difference is None:
         return [DASH]
-    p = f" p {difference.p:.3f}" if difference.p >= 0.001 else " p < 0.001"
-    return [_signed(difference.value, unit), tag("span", p, class_="sure" if difference.p < SURE else "p")]
+    p = tag("span", f" {_p_text(difference.p)}", class_="sure" if difference.p < SURE else "p")
+    return [_signed(difference.value, unit), p]
 
 
-def _plain(value: float, unit: str) -> str:
-    return f"{value:.1f}" if unit == "%" else f"{value:.3g}"
+def _p_text(p: float) -> str:
+    return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def _signed(value: float, unit: str) -> str:

@@ -3,6 +3,7 @@
 import html
 import math
 import re
+from collections.abc import Iterable
 
 VOID = {"img", "meta", "br"}
 # Neither HTML nor UTF-8 files can hold these: control characters and lone halves of a surrogate pair (odd file names).
@@ -34,6 +35,12 @@ def tag(name: str, /, *children: str, **attributes: str | float | bool | None) -
         if value is not None and value is not False
     )
     return Html(f"<{name}{shown}>") if name in VOID else Html(f"<{name}{shown}>{join(children)}</{name}>")
+
+
+def wide_table(head: Iterable[str], rows: Iterable[str], style: str) -> Html:
+    """A table of header cells and rows, which scrolls by itself where the page is narrower."""
+    body = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_=style)
+    return tag("div", body, class_="wide")
 
 
 def number(value: float | None, unit: str = "") -> str:

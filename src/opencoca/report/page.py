@@ -48,9 +48,13 @@ def document(
     return f"<!doctype html>\n{html}\n"
 
 
+def opening(title: str, subtitle: Sequence[str]) -> list[Html]:
+    """How every page begins."""
+    return [tag("h1", title, dir="auto"), *(tag("p", line, dir="auto", class_="lead") for line in subtitle)]
+
+
 def _top(data: ReportData) -> list[Html]:
-    parts = [tag("h1", data.title, dir="auto")]
-    parts += [tag("p", line, dir="auto", class_="lead") for line in data.subtitle]
+    parts = opening(data.title, data.subtitle)
     tiles = [
         tables.headline(figure, f"{section.name}, {count(section.pictures, 'picture')}")
         for section in data.results
@@ -108,11 +112,11 @@ def _confusions(data: ReportData) -> Section:
 
 
 def _charts(data: ReportData) -> Section:
-    shown = [drawn for drawn in map(charts.chart, data.charts) if drawn]
-    if not shown:
+    shown = charts.side_by_side(data.charts)
+    if shown is None:
         return None
     intro = "Faint lines are measured values, strong lines the same smoothed; the number is where a line ends."
-    return "training", "How it learnt", join([tag("p", intro, class_="intro"), tag("div", *shown, class_="charts")])
+    return "training", "How it learnt", join([tag("p", intro, class_="intro"), shown])
 
 
 def _facts(data: ReportData) -> Section:

@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opencoca.report.charts import chart
+from opencoca.report.charts import side_by_side
 from opencoca.report.data import Chart
-from opencoca.report.markup import DASH, Html, join, number, tag
-
-LEVELS = 10
+from opencoca.report.markup import DASH, Html, join, number, tag, wide_table
+from opencoca.report.tables import LEVELS
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,8 @@ class Grid:
 
 def drawn(charts: Sequence[Chart], bands: Sequence[Bands], grids: Sequence[Grid]) -> Html | None:
     """All of an evaluation's plots, or None if there are none."""
-    boxes = [shown for one in charts if (shown := chart(one))]
-    parts = [tag("div", *boxes, class_="charts")] if boxes else []
-    parts += [*map(_bands, bands), *map(_grid, grids)]
-    return join(parts) if parts else None
+    parts = [side_by_side(charts), *map(_bands, bands), *map(_grid, grids)]
+    return join(filter(None, parts)) or None
 
 
 def _bands(data: Bands) -> Html:
@@ -56,38 +53,34 @@ def _bands(data: Bands) -> Html:
         top = 5.0 * math.ceil(max(*ends, 5.0) / 5)
     rows = []
     for name, count, cell in data.rows:
-        bounds = ""
-        if cell.low is not None and cell.high is not None:
-            bounds = tag("span", f" [{_short(cell.low, data.unit)}, {_short(cell.high, data.unit)}]", class_="range")
         rows.append(
             tag(
                 "tr",
                 tag("th", name, scope="row", dir="auto"),
                 tag("td", f"{count:,}", class_="who"),
                 tag("td", band(cell, 0.0, top, None, True), class_="plot"),
-                tag("td", number(cell.value, data.unit), bounds, class_="value"),
+                tag("td", *value_text(cell, data.unit), class_="value"),
                 class_="first",
             )
         )
     scale = f"from 0 to {number(top, data.unit).replace('.0%', '%')}"
-    head = tag("tr", tag("th", ""), tag("th", "samples", class_="who"), tag("th", scale), tag("th", ""))
+    head = [tag("th", ""), tag("th", "samples", class_="who"), tag("th", scale), tag("th", "")]
     return join(
         [
             tag("h4", data.title, dir="auto"),
             tag("p", data.note, class_="note", dir="auto"),
-            tag("div", tag("table", tag("thead", head), tag("tbody", *rows), class_="models"), class_="wide"),
+            wide_table(head, rows, "models"),
         ]
     )
 
 
 def _grid(data: Grid) -> Html:
-    head = tag("tr", tag("td", "", class_="corner"), *(tag("th", name, scope="col") for name in data.columns))
+    head = [tag("td", "", class_="corner"), *(tag("th", name, scope="col") for name in data.columns)]
     rows = [
         tag("tr", tag("th", name, scope="row", dir="auto"), *(_square(value) for value in values))
         for name, values in data.rows
     ]
-    table = tag("table", tag("thead", head), tag("tbody", *rows), class_="heat")
-    return join([tag("h4", f"{data.title}, %", dir="auto"), tag("div", table, class_="wide")])
+    return join([tag("h4", f"{data.title}, %", dir="auto"), wide_table(head, rows, "heat")])
 
 
 def _square(value: float | None) -> Html:
@@ -97,8 +90,12 @@ def _square(value: float | None) -> Html:
     return tag("td", f"{100 * value:.1f}", class_=f"h{level}")
 
 
-def _short(value: float, unit: str) -> str:
-    return f"{value:.1f}" if unit == "%" else f"{value:.3g}"
+def value_text(cell: Cell, unit: str) -> list[Html | str]:
+    """A value and its interval as text: 63.3% [62.9, 63.7]."""
+    if cell.value is None or cell.low is None or cell.high is None:
+        return [number(cell.value, unit)]
+    low, high = (f"{bound:.1f}" if unit == "%" else f"{bound:.3g}" for bound in (cell.low, cell.high))
+    return [number(cell.value, unit), tag("span", f" [{low}, {high}]", class_="range")]
 
 
 def band(cell: Cell, low: float, high: float, chance: float | None, ours: bool, zero: bool = False) -> Html:

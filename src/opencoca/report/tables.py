@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from opencoca.report.charts import bar, best_control
 from opencoca.report.data import Confusion, Figure, Results
-from opencoca.report.markup import DASH, Html, count, number, tag
+from opencoca.report.markup import DASH, Html, count, number, tag, wide_table
 
 LEVELS = 10  # shades of a heat map, as the style sheet has them
 UPRIGHT = 5  # up to this many labels stand upright above their column
@@ -54,7 +54,7 @@ def results(section: Results) -> Html:
         "section",
         tag("h3", tag("span", section.name, dir="auto"), " ", tag("small", count(section.pictures, "picture"))),
         tag("p", section.description, dir="auto") if section.description else "",
-        tag("div", tag("table", tag("thead", tag("tr", *head)), tag("tbody", *rows), class_="results"), class_="wide"),
+        wide_table(head, rows, "results"),
     )
 
 
@@ -62,7 +62,7 @@ def confusion(data: Confusion) -> Html:
     """A heat map of row percentages, with the counts as tooltips and each row's total at its end."""
     slanted = len(data.labels) > UPRIGHT
     columns = [tag("th", tag("span", label, dir="auto"), scope="col") for label in data.labels]
-    head = tag("tr", tag("td", "true ↓ predicted →", class_="corner"), *columns, tag("th", "n", scope="col"))
+    head = [tag("td", "true ↓ predicted →", class_="corner"), *columns, tag("th", "n", scope="col")]
     rows = []
     for i, (label, counts) in enumerate(zip(data.labels, data.counts, strict=True)):
         total = sum(counts)
@@ -70,13 +70,12 @@ def confusion(data: Confusion) -> Html:
         name = tag("th", tag("span", label, dir="auto"), scope="row")
         rows.append(tag("tr", name, *cells, tag("td", f"{total:,}", class_="total")))
     facts = [("accuracy", data.accuracy), *data.controls, ("chance", data.chance)]
-    style = "heat slanted" if slanted else "heat"
     return tag(
         "article",
         tag("h3", data.title, dir="auto"),
         tag("p", data.note, dir="auto") if data.note else "",
         tag("p", *_separated([f"{name} {number(value, '%')}" for name, value in facts]), class_="versus"),
-        tag("div", tag("table", tag("thead", head), tag("tbody", *rows), class_=style), class_="wide"),
+        wide_table(head, rows, "heat slanted" if slanted else "heat"),
         class_="confusion large" if slanted else "confusion",
     )
 
