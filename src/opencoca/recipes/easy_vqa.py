@@ -40,7 +40,7 @@ def easy_vqa() -> Config:
             pooler=PoolerConfig(num_queries=8),
         ),
         optim=OptimConfig(
-            steps=2600, peak_lr=3e-3, warmup_steps=100, schedule="cosine", weight_decay=0.05, ema_decay=0.995
+            steps=4000, peak_lr=3e-3, warmup_steps=100, schedule="cosine", weight_decay=0.05, ema_decay=0.995
         ),
         data=DataConfig(folder="data/easy-vqa", batch_size=192, clump_size=4),
         loss=LossConfig(contrastive_weight=0.0, captioning_weight=0.5),
