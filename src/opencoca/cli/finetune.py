@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from opencoca.cli.main import DONE, SKIPPED
 from opencoca.cli.options import Real, Whole
+from opencoca.cli.task_runs import From, name_skipped, say
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,7 @@ class Args:
 
     data: Annotated[str, Positional, arg(metavar="DATA", help_behavior_hint="")]
     """Captioned pictures."""
-    from_: Annotated[str | None, arg(name="from", metavar="MODEL", help_behavior_hint="(default: the newest one)")] = (
-        None
-    )
+    from_: From = None
     """The model to begin with: a run or model folder, hf:org/name, a weights file, or a name. Only the word scratch
     begins with new weights, in the shape of the newest model."""
     run: Path = Path("runs/finetune")
@@ -86,12 +83,8 @@ def run(args: Args) -> int:
         seed=args.seed,
         changes=args.set,
     )
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     outcome = finetune(args.data, args.run, args.from_, options, say)
-    for key, reason in outcome.skipped[:20]:
-        say(f"skipped {key}: {reason}")
-    if len(outcome.skipped) > 20:
-        say(f"skipped {len(outcome.skipped) - 20} more")
+    code = name_skipped(outcome.skipped)
     for warning in outcome.warnings:
         say(f"warning: {warning}")
     print(f"{'held-out pictures':<44}{'before':>10}{'after':>10}")
@@ -102,7 +95,7 @@ def run(args: Args) -> int:
             print(f"{title:<44}{_cell(name, before):>10}{_cell(name, outcome.after[key]):>10}")
     print(f"\nmodel:  {outcome.model} ({outcome.alpha:g} of the tuned weights)\nreport: {outcome.report}\n\nnow try")
     print(f"  coca caption picture.png --model {args.run}")
-    return SKIPPED if outcome.skipped else DONE
+    return code
 
 
 def _cell(name: str, value: float) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from opencoca.cli.main import DONE, SKIPPED, Flag, ModelName
+from opencoca.cli.main import Flag, ModelName
 from opencoca.cli.options import ARRAY_SUFFIXES, EmbeddingOptions
+from opencoca.cli.task_runs import name_skipped
 from opencoca.errors import DataError
 
 if TYPE_CHECKING:
@@ -135,15 +136,12 @@ def _found(names: tuple[Path, ...]) -> Any:
 
 
 def _train(args: Args) -> int:
-    import sys
-
     from opencoca.jobs.video import Options, train_videos
 
     if len(args.clips) != 1 or args.run is None:
         raise DataError("train takes one CSV and a folder, as in: coca video train clips.csv --run runs/clips")
     options = Options(args.frames, args.tuned, args.time_positions, args.steps, seed=args.seed)
     outcome = train_videos(args.clips[0], args.run, args.model, options)
-    for key, reason in outcome.skipped[:20]:
-        print(f"skipped {key}: {reason}", file=sys.stderr)
+    code = name_skipped(outcome.skipped)
     print(f"model: {outcome.model}")
-    return SKIPPED if outcome.skipped else DONE
+    return code
