@@ -15,6 +15,7 @@ the start of its own process included.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -28,7 +29,7 @@ from typing import Any
 import numpy as np
 import search_peers
 import torch
-from common import alternating_medians, write_result
+from common import RESULTS, alternating_medians, write_result
 from search_data import MODEL, SHARDS, pictures, recall, rows_of, truth, vary
 from search_peers import EXPANSIONS, Ask, Setting
 from torch import Tensor
@@ -36,6 +37,7 @@ from torch import Tensor
 from opencoca.loading import load
 from opencoca.search import exact, graph
 
+PARTS = ("exact", "indexing", "command", "approximate")
 K = 10
 WIDTH = 768
 QUERIES = 20
@@ -247,12 +249,14 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--only", choices=("exact", "approximate", "indexing", "command"))
+    parser.add_argument("--only", choices=PARTS, help="the other parts keep their figures")
     args = parser.parse_args()
     if args.peers:
         sys.path.append(str(args.peers))
     rows, count = (50_000, 3_000) if args.small else (args.rows, args.pictures)
     figures: dict[str, Any] = {}
+    if args.only and (path := RESULTS / "search.json").is_file():
+        figures = {part: figures for part, figures in json.loads(path.read_text()).items() if part in (*PARTS, "peers")}
     if args.only in (None, "exact"):
         figures["exact"] = exact_part(rows, WIDTH, args.repeats)
         print(figures["exact"], flush=True)
@@ -264,8 +268,9 @@ def main() -> None:
         print(figures["command"], flush=True)
     if args.only in (None, "approximate"):
         figures["approximate"] = approximate_part(count)
-    figures["peers"] = search_peers.versions(args.peers) if args.peers else {}
-    if not args.small and args.only is None:
+    if args.peers:
+        figures["peers"] = search_peers.versions(args.peers)
+    if not args.small:
         write_result("search", figures)
 
 

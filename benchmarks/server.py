@@ -374,7 +374,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8, help="of each run")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clients", type=int, default=192)
-    parser.add_argument("--hostile", type=int, default=560, help="connections, of which 500 or more are open at a time")
+    parser.add_argument("--hostile", type=int, default=840, help="connections, of which a third is cut at once")
     parser.add_argument("--load", type=float, default=0.3, help="of the capacity, while waits are measured")
     args = parser.parse_args()
     name = Path(args.model).name

@@ -14,9 +14,11 @@ from opencoca import checkpoint
 from opencoca.cli.main import main as coca
 from opencoca.data.clips import read_table
 from opencoca.data.sprite_clips import SpriteClip, write_table
-from opencoca.eval.video import VideoRetrieval, linear_accuracy
+from opencoca.errors import DataError
+from opencoca.eval.registry import Options as EvaluationOptions
+from opencoca.eval.video import VideoCaptions, VideoRecognition, VideoRetrieval, linear_accuracy
 from opencoca.infer.video import embed_videos
-from opencoca.jobs.video import Options, measure, train_videos
+from opencoca.jobs.video import Options, train_videos
 from opencoca.loading import load
 from opencoca.model.init import build
 
@@ -72,8 +74,12 @@ def test_training_finds_the_frame_that_decides(table, base, tmp_path, capsys):
     assert outcome.figures["acc1"] >= 0.9
 
     trained = load(tmp_path / "run")
-    again = measure(trained, read_table(table, "val").clips, FRAMES)
-    assert again.figures == outcome.figures
+    evaluated = VideoRecognition("clips/recognition", read_table(table, "val").clips, frames=FRAMES)(trained)
+    assert evaluated.figures == outcome.figures and evaluated.facts["classes"] == len(LABELS)
+    assert evaluated.per_sample["acc1"].mean().item() == evaluated.figures["acc1"]
+    renamed = [one._replace(label="zebra") for one in read_table(table, "val").clips[:2]]
+    unknown = VideoRecognition("clips/recognition", renamed, frames=FRAMES)(trained)
+    assert unknown.figures["acc1"] == 0 and unknown.facts["labels_not_known"] == ["zebra"]
     capsys.readouterr()
     (tmp_path / "bad.mp4").write_bytes(b"broken")
     one = read_table(table, "val").clips[0]
@@ -102,3 +108,19 @@ def test_retrieval_counts_what_does_not_decode(table, base):
     assert result.facts["skipped"]["count"] == 1 and "broken" in result.facts["skipped"]["first"][0]
     assert result.facts["clips"] == len(clips) == len(result.sample_ids) and result.facts["texts"] == 2
     assert result.figures["v2t_recall@5"] == 1.0 and 0 <= result.figures["t2v_recall@1"] <= 1
+
+
+def test_captions_of_clips_are_compared_with_those_of_the_table(table, base, monkeypatch):
+    clips = [clip._replace(caption=f"a {clip.label} moves") for clip in read_table(table, "val").clips[:4]]
+    broken = clips[0]._replace(path=Path("/nowhere.mp4"), key="broken")
+    evaluation = VideoCaptions("clips/captions", [broken, *clips], [], EvaluationOptions(beams=1))
+    measured = evaluation(load(base))
+    assert measured.facts["skipped"]["count"] == 1 and measured.sample_ids == [clip.key for clip in clips]
+    assert measured.figures["rouge_l"] < 1.0
+
+    def told(predictor, given, frames, on_bad, *, beams):
+        on_bad(given[0], DataError("is gone"))
+        yield from ((clip, clip.caption) for clip in given[1:])
+
+    monkeypatch.setattr("opencoca.eval.video.caption_videos", told)
+    assert evaluation(load(base)).figures["rouge_l"] == 1.0

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 from tyro.conf import Positional, arg
+from tyro.constructors import PrimitiveConstructorSpec
 
 from opencoca.cli.forms import Row, named, shown, stdout_is_utf8
 from opencoca.cli.main import DONE, SKIPPED, Flag, ModelName
@@ -27,8 +28,21 @@ if TYPE_CHECKING:
 Day = Annotated[str, arg(metavar="YYYY-MM-DD", help_behavior_hint="")]
 Size = Annotated[str, arg(metavar="SIZE", help_behavior_hint="")]
 Below = Annotated[str, arg(metavar="SUBFOLDER", help_behavior_hint="")]
-Page = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
+Page = Annotated[Optional[Path], arg(metavar="FILE", help_behavior_hint="")]  # noqa: UP045 - see cli.main.ModelName
 IDLE_MINUTES = 15.0
+
+
+class Words(tuple[str, ...]):
+    """The words of a query; a class of its own, for what it saves at the start (see `cli.main.ModelName`)."""
+
+
+READ_WORDS = PrimitiveConstructorSpec(
+    nargs="*",
+    metavar="QUERY",
+    instance_from_str=Words,
+    is_instance=lambda value: isinstance(value, Words),
+    str_from_instance=list,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +64,7 @@ class Args:
 
     folder: Annotated[Path, Positional, arg(metavar="DIR", help_behavior_hint="")]
     """The folder of pictures; its subfolders are searched too."""
-    query: Annotated[tuple[str, ...], Positional, arg(metavar="QUERY", help_behavior_hint="")]
+    query: Annotated[Words, READ_WORDS, Positional, arg(metavar="QUERY", help_behavior_hint="")]
     """What to look for: words, names of picture files, and + and - between them."""
     model: ModelName = None
     """The model that made the index, under another name; by default it is found by itself."""

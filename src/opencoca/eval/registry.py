@@ -63,6 +63,7 @@ _ANY = f"{_CLASSES}, or shards, whose captions are then the classes"
 _WNIDS = "a folder per class named by its WordNet id (n01440764)"
 _PAIRS = "pictures with captions in any form that `coca data check` knows"
 _EMOJI = "shards of OpenMoji, as `coca quickstart` makes them"
+_CLIPS = "a CSV with label and path"
 _KARPATHY = "the folder of pictures with dataset_NAME.json (Karpathy's) beside them"
 
 EVALUATIONS: dict[str, Entry] = {
@@ -135,7 +136,11 @@ EVALUATIONS: dict[str, Entry] = {
         "a table with path, label or caption, and columns of groups",
     ),
     "openmoji/bias": Entry(("robustness",), ("openmoji",), "opencoca.eval.bias:make_openmoji", _EMOJI),
-    "clips/retrieval": Entry(("paper",), ("clips",), "opencoca.eval.video:make", "a CSV with label and path"),
+    "clips/retrieval": Entry(("paper",), ("clips",), "opencoca.eval.video:make", _CLIPS),
+    "clips/recognition": Entry(
+        ("paper",), ("clips",), "opencoca.eval.video:make", f"{_CLIPS}, and a model that was taught the labels"
+    ),
+    "clips/captions": Entry(("paper",), ("clips",), "opencoca.eval.video:make", _CLIPS),
 }
 
 # The means that the paper reports, over evaluations which must all be there: name -> evaluations.

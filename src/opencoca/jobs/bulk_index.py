@@ -113,7 +113,7 @@ def _stored(
             numbers: list[int] = []
             new: list[int] = []
             for i, digest in enumerate(digests):
-                number = writer.table.row_of(digest)
+                number = writer.table.rows_of([digest]).get(digest)
                 if number is None:
                     number = writer.rows + len(new)
                     writer.table.add_contents(number, digest, rows[i].caption, None)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 from opencoca import checkpoint
 from opencoca.config import Config, DataConfig, HeadConfig, OptimConfig, RunConfig
-from opencoca.data.clips import Clip, ClipSource, read_table
+from opencoca.data.clips import ClipSource, read_table
 from opencoca.data.loader import PairLoader
 from opencoca.data.video import FRAMES
 from opencoca.errors import ConfigError, DataError
-from opencoca.infer.predictor import Predictor
-from opencoca.infer.video import recognise_videos
+from opencoca.eval.video import recognise
 from opencoca.jobs.task_runs import RESULTS, Say, changes_pictures
 from opencoca.loading import Opened, load, open_model
 from opencoca.model.coca import CoCa
@@ -50,20 +45,6 @@ class Options:
     smoothing: float = 0.1
     seed: int = 0
     changes: tuple[str, ...] = ()
-
-
-class Measured(NamedTuple):
-    """Of each clip that could be read: its key and whether the best label (of the best five) is right; and the rest."""
-
-    keys: list[str]
-    acc1: Tensor
-    acc5: Tensor
-    skipped: list[tuple[str, str]]
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """The shares of clips."""
-        return {"acc1": self.acc1.mean().item(), "acc5": self.acc5.mean().item()}
 
 
 class Outcome(NamedTuple):
@@ -102,14 +83,14 @@ def train_videos(
     task = VideoRecognition(HEAD, targets, options.smoothing, kept)
     loader = PairLoader.from_config(config, source, opened.tokenizer, pictures=options.frames)
     state = train(config, run, task, loader, opened.tokenizer, prepare=loads_base(opened))
-    measured = measure(load(run), held.clips, options.frames)
+    measured = recognise(load(run), held.clips, options.frames)
     skipped = [*training.skipped, *loader.skipped, *held.skipped, *measured.skipped]
     say(f"held out: {', '.join(f'{name} {value:.1%}' for name, value in measured.figures.items())}")
     results: dict[str, Any] = {
         "table": str(table),
         "options": dataclasses.asdict(options),
         "labels": list(labels),
-        "clips": {"train": len(training.clips), "val": len(measured.keys)},
+        "clips": {"train": len(training.clips), "val": len(measured.clips)},
         "figures": measured.figures,
         "seconds": round(state.seconds, 1),
         "skipped": {"count": len(skipped), "first": [f"{key}: {reason}" for key, reason in skipped[:20]]},
@@ -153,28 +134,6 @@ def configured(opened: Opened, table: str, labels: tuple[str, ...], clips: int, 
         ),
     )
     return config.with_values(options.changes)
-
-
-def measure(predictor: Predictor, clips: Sequence[Clip], frames: int = FRAMES) -> Measured:
-    """How often the model's head knows the clips. Raises: DataError where none of them can be read."""
-    head = next(head for head in reversed(predictor.model.config.heads) if head.reads == "encoder")
-    skipped: list[tuple[str, str]] = []
-    keys, first, fifth = [], [], []
-
-    def skip(clip: Any, error: DataError) -> None:
-        skipped.append((clip.key, str(error)))
-
-    for clip, shares_L in recognise_videos(predictor, clips, frames, skip, head.name):
-        assert isinstance(clip, Clip)
-        best = [head.labels[i] for i in shares_L.topk(min(5, len(head.labels))).indices.tolist()]
-        keys.append(clip.key)
-        first.append(float(clip.label == best[0]))
-        fifth.append(float(clip.label in best))
-    if not keys:
-        raise DataError(
-            f"none of the {len(clips)} clips can be read; the first: {skipped[0][1] if skipped else 'none'}"
-        )
-    return Measured(keys, torch.tensor(first), torch.tensor(fifth), skipped)
 
 
 def loads_base(opened: Opened) -> Prepare:

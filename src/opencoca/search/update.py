@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from opencoca.search.store import Store
 from opencoca.search.writer import Writer, only_writer
 
 FIRST_COMMIT_S, LAST_COMMIT_S = 2.0, 60.0  # between two commits: doubled from one to the next, up to the last
+LOOKED_UP = 16  # files whose contents the table is asked about at once
 GROWN = 1.1  # from which growth on the level is measured anew
 DATED = frozenset({".jpg", ".jpeg", ".jfif", ".tif", ".tiff", ".webp", ".heic", ".heif", ".avif"})
 TAKEN = ((0x8769, 36867), (0x8769, 36868), (0, 306))  # DateTimeOriginal, DateTimeDigitized, DateTime
@@ -130,6 +132,7 @@ class _Update:
         self.known = writer.table.known()
         self.waiting: dict[bytes, list[_Digested]] = {}  # files whose contents are on their way through the model
         self.digest_of: dict[Path, bytes] = {}
+        self.added: dict[bytes, int] = {}  # rows of contents that came into the table since it was last asked
         self.gone: dict[int, list[tuple[int, str]]] = {}
         self.total = self.unreadable = 0
         self.changed = False
@@ -197,6 +200,7 @@ class _Update:
                 digest = self.digest_of.pop(path)
                 files = self.waiting.pop(digest)
                 self.writer.table.add_contents(first + i, digest, captions[i], files[0].taken)
+                self.added[digest] = first + i
                 for one in files:
                     self.writer.table.put_file(one.seen, first + i)
                 self.counts.encoded += 1
@@ -216,21 +220,29 @@ class _Update:
 
     def _unknown(self, todo: Sequence[Seen]) -> Iterator[Path]:
         """The files whose contents the index doesn't know; the others get their place here."""
-        for seen, found in _digested(self.folder, todo):
-            try:
-                digest, taken = found.result()
-            except OSError as error:
-                self._mark_bad(seen, f"can't be opened ({error.strerror}); check the path and its permissions")
-                continue
-            row = self.writer.table.row_of(digest)
-            if row is not None:
-                self._place(seen, row)
-            elif digest in self.waiting:
-                self.waiting[digest].append(_Digested(seen, digest, taken))
-            else:
-                self.waiting[digest] = [_Digested(seen, digest, taken)]
-                self.digest_of[self.folder / seen.path] = digest
-                yield self.folder / seen.path
+        digested = _digested(self.folder, todo)
+        while some := list(itertools.islice(digested, LOOKED_UP)):
+            files = [one for one in (self._file(*each) for each in some) if one is not None]
+            rows, self.added = self.writer.table.rows_of([one.digest for one in files]), {}
+            for one in files:
+                row = rows.get(one.digest, self.added.get(one.digest))
+                if row is not None:
+                    self._place(one.seen, row)
+                elif one.digest in self.waiting:
+                    self.waiting[one.digest].append(one)
+                else:
+                    self.waiting[one.digest] = [one]
+                    path = self.folder / one.seen.path
+                    self.digest_of[path] = one.digest
+                    yield path
+
+    def _file(self, seen: Seen, found: Future[tuple[bytes, int | None]]) -> _Digested | None:
+        """A file with its digest and date, or None where it can't be read, which is noted."""
+        try:
+            return _Digested(seen, *found.result())
+        except OSError as error:
+            self._mark_bad(seen, f"can't be opened ({error.strerror}); check the path and its permissions")
+            return None
 
     def _place(self, seen: Seen, row: int) -> None:
         """A file whose contents are known: moved here, or a copy, or only touched."""
