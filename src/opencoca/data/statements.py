@@ -32,7 +32,7 @@ SEED = 20
 TONE_NAMES = tuple(TONES.values())
 PAIRS = (
     "both pictures show {} skin",
-    "exactly one of the pictures shows {} skin",
+    "only one picture shows {} skin",
     "the left picture shows {} skin",
     "the two pictures show the same skin tone",
 )
@@ -132,7 +132,7 @@ def _two(
     one_of_them = [(own, other), (other, own)][int(draw.integers(2))]
     if template == 0:  # both
         tones = (own, own) if wanted else one_of_them
-    elif template == 1:  # exactly one
+    elif template == 1:  # only one
         tones = one_of_them if wanted else [(own, own), (other, another)][int(draw.integers(2))]
     elif template == 2:  # the left one
         right = [own, other][int(draw.integers(2))]
