@@ -5,6 +5,7 @@ import io
 import json
 import struct
 import zipfile
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,12 @@ import pytest
 from PIL import Image
 from tests.support import png
 
+from opencoca import recipes
 from opencoca.data import easy_vqa, idx, statements
+from opencoca.data.prompts import asked
 from opencoca.data.questions import open_questions
 from opencoca.data.shards import Sample, ShardWriter
+from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import DataError
 from opencoca.eval.questions import majority
 
@@ -175,7 +179,7 @@ def test_statements_about_two_pictures_are_as_true_as_they_say(emoji: Path, tmp_
             else:
                 tone = text.removesuffix(" skin").split(" ")[-1]
                 matches = [left == tone, right == tone]
-                truth = all(matches) if "both" in text else sum(matches) == 1 if "exactly" in text else matches[0]
+                truth = all(matches) if "both" in text else sum(matches) == 1 if "only one" in text else matches[0]
             assert question.answers == (str(truth).lower(),), question
 
 
@@ -208,3 +212,13 @@ def test_statements_come_out_the_same_again_and_from_nothing_else(emoji: Path, t
         writer.add("train", *Sample("a", png(np.full((4, 4, 3), 9, np.uint8)), "a cat", {})[:4])
     with pytest.raises(DataError, match="give the shards of OpenMoji"):
         statements.build(tmp_path / "none", tmp_path / "other", "pairs")
+
+
+def test_every_statement_fits_the_context_of_the_quickstarts_model() -> None:
+    text = (resources.files("opencoca.data") / "openmoji_tokenizer.json").read_text(encoding="utf-8")
+    tokenizer = Tokenizer.from_json(text, name="openmoji_tokenizer.json")
+    room = recipes.openmoji.quickstart().model.text.context_length - 2
+    pairs = [template.format(tone) for template in statements.PAIRS for tone in statements.TONE_NAMES]
+    triples = [f"the person has {tone} skin" for tone in statements.TONE_NAMES]
+    for answer, said in [("false", pairs), ("contradiction", triples)]:
+        assert max(len(tokenizer.encode(f"{asked(one)} {answer}")) for one in said) <= room
