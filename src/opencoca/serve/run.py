@@ -9,6 +9,7 @@ import errno
 import functools
 import gc
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from opencoca.serve.service import Searchable, Service
 from opencoca.serve.settings import Settings
 
 GRACE_S = 0.3  # between the end of listening and that of idle connections: for requests that are on their way
+PASSES = 10  # of the event loop, of which a connection needs five from its arrival to its request
 SPARE_FILES = 128  # beside connections, of which there may be twice as many for a moment
 BACKLOG = 1024
 
@@ -55,14 +57,25 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stops listening, answers what has come, and ends."""
+        await self._let_in()
         for server in self.servers:
             server.close()
         if self.service is not None:
             self.service.draining = True
         sweeping = asyncio.create_task(self._sweep())
         await asyncio.sleep(GRACE_S)
+        for _ in range(PASSES):  # a busy machine may have slept through that
+            await asyncio.sleep(0.01)
         await super().shutdown(sockets)
         sweeping.cancel()
+
+    async def _let_in(self) -> None:
+        """Accepts the connections that wait already, which closing the socket would cut."""
+        waiting = [one for server in self.servers for one in server.sockets]
+        clock = asyncio.get_running_loop().time
+        until = clock() + GRACE_S
+        while clock() < until and select.select(waiting, [], [], 0)[0]:
+            await asyncio.sleep(0)
 
     async def _sweep(self) -> None:
         while True:
