@@ -1,4 +1,4 @@
-"""Writes the README's table of figures from `results/quickstart.json`; with --check it only compares."""
+"""Writes the README's figures and output from `quickstart.json` and `demo.json`; with --check it only compares."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
+DEMO_BEGIN, DEMO_END = "<!-- demo -->\n", "<!-- /demo -->"
+SHOWN_STEPS = (1, 100, 290)
 ROWS = (
     ("test_pictures", "i2t_recall@1", "image-to-text R@1"),
     ("test_pictures", "i2t_recall@5", "image-to-text R@5"),
@@ -60,12 +62,32 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def demo() -> str:
+    """What `make demo` and `make test` print: of the training three steps."""
+    result = json.loads((ROOT / "benchmarks/results/demo.json").read_text())
+    steps = tuple(f"step {step}/" for step in SHOWN_STEPS)
+    lines = [line for line in result["output"] if not line.startswith("step ") or line.startswith(steps)]
+    return "\n".join(
+        [
+            "What it prints (shortened; `benchmarks/results/demo.json`), on a shared machine of 2 cores:",
+            "",
+            "```text",
+            *lines,
+            "```",
+            "",
+            f"`make test` on a fresh clone ends with `{result['tests']['summary']}`.",
+        ]
+    )
+
+
 def main() -> int:
     """Writes or compares; 1 where the README differs from the results."""
     path = ROOT / "README.md"
     text = path.read_text()
     head, rest = text.split(BEGIN)
     wanted = f"{head}{BEGIN}\n{table()}\n{END}{rest.split(END, 1)[1]}"
+    head, rest = wanted.split(DEMO_BEGIN)
+    wanted = f"{head}{DEMO_BEGIN}\n{demo()}\n\n{DEMO_END}{rest.split(DEMO_END, 1)[1]}"
     if "--check" in sys.argv:
         return int(text != wanted)
     path.write_text(wanted)
