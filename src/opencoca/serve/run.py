@@ -70,11 +70,11 @@ class Server(uvicorn.Server):
         sweeping.cancel()
 
     async def _let_in(self) -> None:
-        """Accepts the connections that wait already, which closing the socket would cut."""
+        """Accepts the connections that wait already, which closing the socket would cut, as those half accepted."""
         waiting = [one for server in self.servers for one in server.sockets]
         clock = asyncio.get_running_loop().time
         until = clock() + GRACE_S
-        while clock() < until and select.select(waiting, [], [], 0)[0]:
+        while clock() < until and (select.select(waiting, [], [], 0)[0] or _accepting()):
             await asyncio.sleep(0)
 
     async def _sweep(self) -> None:
@@ -86,6 +86,12 @@ class Server(uvicorn.Server):
         """A signal: the first drains, the second ends at once."""
         self.force_exit = self.should_exit
         self.should_exit = True
+
+
+def _accepting() -> bool:
+    """Whether asyncio has taken a connection for which it has no transport yet; a closed server gives it none."""
+    tasks = asyncio.all_tasks()
+    return any(getattr(task.get_coro(), "__name__", "") == "_accept_connection2" for task in tasks)
 
 
 def make_service(settings: Settings, predictor: Predictor | None = None, index: Searchable | None = None) -> Service:
