@@ -16,7 +16,7 @@ from typing import Any
 from opencoca.errors import DataError, OpenCoCaError
 from opencoca.search import client, manifest
 from opencoca.search.answers import Request, answer
-from opencoca.search.files import listed
+from opencoca.search.files import Listing, listed
 from opencoca.search.index import Index
 from opencoca.search.opening import predictor_for
 from opencoca.search.update import update
@@ -36,6 +36,7 @@ class Resident:
         self.predictor, self.name = predictor_for(folder, index, model)
         self._state: manifest.Manifest | None = None
         self._looked = 0.0
+        self._taken: tuple[Listing, manifest.Manifest | None] | None = None  # what the last update saw, and made of it
         self._bad: list[tuple[str, str]] = []
         self._total = 0
         self._index: Index | None = None
@@ -50,7 +51,7 @@ class Resident:
         return answer(index, Request.from_json(request["search"]), self._total - len(self._bad), self._bad).to_json()
 
     def _current(self) -> Index:
-        state = manifest.read(self.place, self.folder, check=False)
+        state = self._on_disk()
         if self._index is None or state != self._state:
             self._index = Index.open(self.folder, self.predictor, self.place, self.name)
             self._state = state
@@ -63,10 +64,16 @@ class Resident:
             return
         listing = listed(self.folder)
         self._looked, self._total = time.monotonic(), len(listing.files)
+        if self._taken == (listing, self._on_disk()):
+            return
         if len(listing.files) - (len(self._current()) + len(self._bad)) > FEW_NEW:
             return
         with contextlib.suppress(BusyError):
             self._bad = update(self.folder, self.predictor, self.name, index=self.place, listing=listing).bad
+            self._taken = listing, self._on_disk()
+
+    def _on_disk(self) -> manifest.Manifest | None:
+        return manifest.read(self.place, self.folder, check=False)
 
     def _embed_once(self) -> None:
         """So that the first search needn't wait for weights to be read."""
