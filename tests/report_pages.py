@@ -78,7 +78,9 @@ def data() -> report.ReportData:
         controls=[("pixel neighbour", "copies the caption of the nearest picture")],
         grid=[
             report.Example(png(), "old harp", "old harp", True, found[::-1]),
-            report.Example(png(), "Dark horse, running", "dark cat running away", False, found),
+            report.Example(
+                png(), "Dark horse, running", "dark cat running away", False, found, held_out="test_pictures"
+            ),
         ],
         grid_note="Every tenth picture.",
         confusions=[

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from opencoca.config_training import DataConfig, LossConfig, OptimConfig, RunConfig
-from opencoca.config_tree import build_tree, require, require_multiple, require_positive
+from opencoca.config_tree import build_tree, find_field, require, require_multiple, require_positive, wrong_as_set
 from opencoca.errors import ConfigError
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
@@ -346,14 +346,14 @@ class Config:
         values = self.to_dict()
         for assignment in assignments:
             path, equals, text = assignment.partition("=")
-            *sections, name = path.split(".")
-            section = values
-            for part in sections:
-                section = section.get(part) if isinstance(section, dict) else None
-            if not equals or not isinstance(section, dict) or name not in section or isinstance(section[name], dict):
+            if not equals or not path:
                 raise ConfigError(f"can't set {assignment!r}; write section.field=value, as in optim.peak_lr=5e-4")
+            try:
+                section, name = find_field(values, path)
+            except ConfigError as error:
+                raise ConfigError(f"can't set {assignment!r}: {error}") from None
             try:
                 section[name] = json.loads(text)
             except json.JSONDecodeError:
                 section[name] = text
-        return Config.from_dict(values)
+        return build_tree(Config, values, "config", wrong_as_set)

@@ -125,6 +125,7 @@ class DataConfig:
     batch_size: pairs of the global batch, over all ranks and micro-batches.
     mixture: more than one source, as "PATH=WEIGHT"; `folder` is then the one that validation reads.
     captions: of a picture's several captions, a new one each epoch ("sample") or always the first ("first").
+    first_caption: with "sample", so many of the draws take a picture's first caption for certain, the rest any of them.
     shuffle_window: shards are shuffled, and then samples within windows of so many shards, so that remote storage is
         read in order; 0 shuffles everything at once.
     max_shift_px: each picture is shifted by up to this many pixels both ways, white filled in; 0 turns it off.
@@ -146,6 +147,7 @@ class DataConfig:
     val_split: str = "val"
     mixture: tuple[str, ...] = ()
     captions: Literal["sample", "first"] = "sample"
+    first_caption: float = 0.0
     shuffle_window: int = 0
     max_shift_px: int = 0
     crop_scale: tuple[float, float] = (1.0, 1.0)
@@ -160,6 +162,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "text_buckets", "clump_size")
         require(self.max_shift_px >= 0, f"max_shift_px {self.max_shift_px} must not be negative; 0 turns it off")
+        require(0 <= self.first_caption <= 1, f"first_caption {self.first_caption} must be a share from 0 to 1")
         low, high = self.crop_scale
         require(0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares above 0, at most 1")
         operations, magnitude = self.randaugment

@@ -1,5 +1,11 @@
 """Every error that OpenCoCa raises on purpose. Each message restates the values and says what to do."""
 
+import errno
+import re
+
+FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+FORBIDDEN = {errno.EACCES, errno.EPERM}
+
 
 class OpenCoCaError(Exception):
     """Bad input that the user can repair; the command prints its message as one line and exits with 2."""
@@ -23,3 +29,21 @@ class TrainingError(OpenCoCaError):
 
 class StoppedError(TrainingError):
     """A run that SIGTERM ended after its step, with a checkpoint; the command exits with 143."""
+
+
+def unwritable(path: object, error: Exception, instead: str = "") -> str:
+    """The message for a file or folder that can't be written: why, and the repair that fits the reason.
+
+    instead: what the user can do rather than choose another folder.
+    """
+    reason = getattr(error, "strerror", None) or error
+    number = getattr(error, "errno", None)
+    if number is None and (told := re.search(r"os error (\d+)", str(error))):  # as libraries in Rust say it
+        number = int(told[1])
+    if number in FULL:
+        repair = f"free some space or {instead or 'choose another folder'}"
+    elif number in FORBIDDEN:
+        repair = instead or "choose a folder that you may write to, or change its permissions"
+    else:
+        repair = instead or "choose another folder"
+    return f"can't write {path} ({reason}); {repair}"

@@ -22,9 +22,11 @@ def replacing(path: Path) -> Iterator[Path]:
         yield partial
         fsync(partial)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename == str(partial):
+            error.filename, error.filename2 = str(path), None  # nobody knows the other name
         raise
     fsync(path.parent)
 

@@ -140,9 +140,9 @@ def _unknown(path: Path) -> str:
     names = [entry.name for entry in pulled.entries()]
     near = difflib.get_close_matches(str(path), [*names, *(n.rpartition("/")[2] for n in names)], n=1)
     hub_name = [one.name for one in pulled.KNOWN if str(path) in (one.name, one.name.rpartition("/")[2])]
-    hint = (
-        f"; did you mean {near[0]}?" if near else f"; on the hub there is {hub.PREFIX}{hub_name[0]}" if hub_name else ""
-    )
+    hint = f"; on the hub there is {hub.PREFIX}{hub_name[0]}" if hub_name else ""
+    if near:
+        hint = f"; the nearest is {near[0]}"
     return (
         f"{path} doesn't exist, and no pulled model has that name{hint}; train a model with `coca quickstart`, name "
         "its folder, or pull one with `coca models pull`"

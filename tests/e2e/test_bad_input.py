@@ -114,8 +114,8 @@ PICTURES: list[tuple[Callable[[], None], str, str]] = [
     (truncated, "is truncated or damaged", "copy or download it again"),
     (only_a_header, "damaged", "replace it"),
     (text, "is not a JPEG, PNG", "convert or replace it"),
-    (huge, "10000 x 10000 pixels, more than 64000000", "make it smaller"),
-    (bomb, "more than 64000000 pixels", "make it smaller"),
+    (huge, "10000 x 10000 pixels, more than 64,000,000", "make it smaller"),
+    (bomb, "more than 64,000,000 pixels", "make it smaller"),
     (empty_folder, "holds no pictures", "name another folder"),
 ]
 
@@ -192,7 +192,7 @@ def test_a_template_without_a_place_for_the_label(folder, capsys):
         (["nosuch"], ["no recipe is called 'nosuch'", "openmoji"]),
         (["openmojy"], ["did you mean 'openmoji'?"]),
         (["tiny", "--data", "nowhere"], ["nowhere"]),
-        (["tiny", "--set", "optim.peek_lr=1"], ["'optim.peek_lr=1'", "section.field=value"]),
+        (["tiny", "--set", "optim.peek_lr=1"], ["'optim.peek_lr=1'", "did you mean peak_lr?"]),
         (["tiny", "--set", "optim.steps=many"], ["optim.steps", "'many'"]),
         (["tiny", "--set", "optim.steps=1"], ["warmup_steps 2", "steps 1"]),
     ],

@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
-from tests.support import COLOURS, PLACES, SHAPES, drawing, png, tiny_tokenizer
+from tests import task_data
+from tests.support import COLOURS, SHAPES, drawing, png
+from tests.task_data import rows_of
 
 import opencoca
-from opencoca import checkpoint, recipes
 from opencoca.cli.main import main
-from opencoca.model.init import build
 
 pytestmark = pytest.mark.timeout(300)
-BASE_CONTEXT = 64  # the tiny tokenizer has no words of questions
 
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows nothing yet."""
-    config = recipes.tiny.tiny()
-    text = dataclasses.replace(config.model.text, context_length=BASE_CONTEXT)
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
-    folder = tmp_path_factory.mktemp("base") / "model"
-    weights = {name: p.detach() for name, p in build(config.model, 1).named_parameters()}
-    checkpoint.save(folder, config, tiny_tokenizer(), weights)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """72 drawings, in a folder for each colour."""
-    folder = tmp_path_factory.mktemp("colours")
-    for colour in COLOURS:
-        (folder / colour).mkdir()
-        for shape in SHAPES:
-            for place in PLACES:
-                name = f"{shape}{place}".replace(" ", "-")
-                (folder / colour / f"{name}.png").write_bytes(png(drawing(colour, shape, place)))
-    return folder
+base = task_data.base
+pictures = task_data.pictures
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +51,6 @@ def asked(base: Path, questions: Path, tmp_path_factory: pytest.TempPathFactory)
     changes = ["optim.part_rates=[]", "data.clump_size=2"]
     assert main([*words, "--batch", "32", "--set", *changes]) == 3  # one row was skipped
     return run
-
-
-def rows_of(run: Path) -> dict[str, dict]:
-    return {row["how"]: row for row in json.loads((run / "results.json").read_text())["rows"]}
 
 
 def test_labels_are_learnt_and_all_ways_are_in_one_table(recognised: Path) -> None:

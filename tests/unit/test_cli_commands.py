@@ -256,12 +256,26 @@ def test_search_takes_unquoted_words_and_prints_json(folder, model, capsys):
 
 def test_search_skips_bad_pictures(folder, model, capsys):
     Path("pics/bad.png").write_bytes(b"")
-    for _ in range(2):  # with and without a cache
+    again = "skipped 1 that can't be read and were named before; list them with: coca index pics"
+    for first in ("skipped pics/bad.png: it is empty (0 bytes); copy or download it again", again, again):
         assert main(["search", "pics", "boat", "--model", model]) == 3
         out, err = capsys.readouterr()
         assert len(lines(out)) == 3
-        assert err.splitlines()[0].startswith("skipped pics/bad.png: it is empty")
-        assert err.splitlines()[1] == "3 done, 1 skipped"
+        assert err.splitlines()[:2] == [first, "3 done, 1 skipped"]
+    assert main(["index", "pics", "--model", model, "--no-captions"]) == 3
+    assert capsys.readouterr().err.startswith("skipped pics/bad.png: it is empty")
+
+
+def test_search_finds_the_pictures_of_a_query_in_its_folder_too(folder, model, capsys):
+    name = next(Path("pics").iterdir()).name
+    assert main(["search", "pics", name, "--model", model, "--top", "1"]) == 0
+    assert capsys.readouterr().out.startswith(f"pics/{name}\t1.0")
+
+
+def test_search_names_a_folder_that_is_not_there(folder, model, capsys):
+    assert main(["search", "pics", "boat", "--model", model, "--within", "nosuch"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()[-1]) == ("", "no folder nosuch in pics; check --within")
 
 
 # --- info -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from tests.unit.test_tars import member, tar
 from opencoca.cli.main import main
 from opencoca.data.shards import ShardReader
 from opencoca.data.sources import open_source
+from opencoca.jobs.data_check import _kind
 
 COLOURS = ("red", "green", "blue", "yellow", "black", "pink")
 
@@ -80,6 +81,31 @@ def test_import_splits_by_picture_and_is_the_same_each_time(folder, capsys):
         s.key: s.captions for s in (open_source(folder / "captions.csv")[i] for i in range(30))
     }
     assert [entry["reason"].split(" (")[0] for entry in train.manifest["skipped"]][1] == "its caption is empty"
+
+
+def test_import_leaves_out_what_does_not_decode_where_asked(folder, capsys):
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:60])
+    for words, count in (([], 30), (["--decode"], 29)):
+        out = folder / f"shards-{count}"
+        assert main(["data", "import", str(folder / "captions.csv"), "--out", str(out), "--json", *words]) == 3
+        printed, err = capsys.readouterr()
+        assert sum(json.loads(printed)["samples"].values()) == count
+        assert ("skipped 3.png: the picture of 3.png is" in err) == (count == 29)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("it has 1 cells, the header 2", "it has N cells, the header N"),
+        ("as by img2dataset", "as by img2dataset"),
+        (
+            "it has 9 x 9 pixels, more than 64,000,000; make it smaller",
+            "it has N x N pixels, more than N; make it smaller",
+        ),
+    ],
+)
+def test_kinds_of_reasons_leave_out_numbers_and_nothing_else(reason, kind):
+    assert _kind(reason) == kind
 
 
 def test_import_keeps_given_splits_and_formats(folder, capsys):

@@ -104,14 +104,37 @@ def test_a_bug_shows_its_traceback_and_asks_for_a_report(command, capsys, error)
 def test_a_full_disk_is_not_a_bug(command, capsys):
     command(raising(OSError(errno.ENOSPC, "No space left on device", "runs/x/model.safetensors")))
     assert cli.main(["fake", "a.png"]) == 2
-    assert capsys.readouterr().err == "coca: error: No space left on device: runs/x/model.safetensors\n"
+    assert capsys.readouterr().err == (
+        "coca: error: can't write runs/x/model.safetensors (No space left on device); free some space or choose "
+        "another folder\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "readable", "said"),
+    [
+        (
+            "runs/x",
+            True,
+            "can't write runs/x (Permission denied); choose a folder that you may write to",
+        ),
+        ("words.txt", False, "can't read words.txt (Permission denied); change its permissions"),
+    ],
+)
+def test_a_missing_permission_is_not_a_bug(command, capsys, monkeypatch, path, readable, said):
+    monkeypatch.setattr(os, "access", lambda path, mode: readable)  # root may do everything
+    command(raising(PermissionError(errno.EACCES, "Permission denied", path)))
+    assert cli.main(["fake", "a.png"]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["fake"], "no paths given"),
-        (["fake", "a.png", "--beams", "many"], "many"),
+        (["fake", "a.png", "--beams", "many"], "'many' isn't a whole number"),
+        (["video", "nonsense", "x"], "'nonsense' isn't one of"),
         (["fake", "a.png", "--beems", "2"], "--beams"),
         (["fake", "a.png", "--labels", " , "], "separate labels by commas"),
         (["capton", "a.png"], "did you mean 'caption'?"),

@@ -180,17 +180,44 @@ def test_values_are_set_by_their_path() -> None:
 
 
 @pytest.mark.parametrize(
-    "assignment",
-    ["optim.peek_lr=1", "optim.peak_lr", "peak_lr=1", "optim={}", "model.vision=3", "a.b.c=1", "recipe.x=1", "=1", ""],
+    ("assignment", "told"),
+    [
+        ("optim.peek_lr=1", "optim has no field 'peek_lr'; did you mean peak_lr?"),
+        ("peak_lr=1", "the configuration has no field 'peak_lr'; did you mean optim.peak_lr?"),
+        ("a.b.c=1", "the configuration has no field 'a'; it has "),
+        ("recipe.x=1", "recipe has no fields of its own"),
+        ("optim={}", "optim is a section; write optim.FIELD=VALUE with one of "),
+        ("model.vision=3", "model.vision is a section; write model.vision.FIELD=VALUE"),
+        ("optim.peak_lr", "write section.field=value"),
+        ("=1", "write section.field=value"),
+        ("", "write section.field=value"),
+    ],
 )
-def test_what_cannot_be_set_is_named(assignment: str) -> None:
+def test_what_cannot_be_set_is_named(assignment: str, told: str) -> None:
     with pytest.raises(ConfigError) as error:
         recipes.tiny.tiny().with_values([assignment])
-    assert f"can't set {assignment!r}; write section.field=value" in str(error.value)
+    assert f"can't set {assignment!r}" in str(error.value) and told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("optim.peak_lr=abc", "optim.peak_lr is 'abc'; set it to a number"),
+        ("optim.steps=1.5", "optim.steps is 1.5; set it to a whole number"),
+        ("data.flip=maybe", "data.flip is 'maybe'; set it to true or false"),
+        ("data.folder=7", "data.folder is 7; set it to text"),
+        ("pixels.fit=stretch", "pixels.fit is 'stretch'; set it to one of "),
+        ("pixels.std=1", "pixels.std is 1; set it to a list, as in [1,2]"),
+    ],
+)
+def test_values_of_another_kind_say_what_to_set(assignment: str, told: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        recipes.tiny.tiny().with_values([assignment])
+    assert told in str(error.value)
 
 
 def test_values_that_are_set_are_checked() -> None:
-    with pytest.raises(ConfigError, match=r"config\.optim\.steps is 'many', which is not int"):
+    with pytest.raises(ConfigError, match=r"optim\.steps is 'many'; set it to a whole number"):
         recipes.tiny.tiny().with_values(["optim.steps=many"])
     with pytest.raises(ConfigError, match=r"warmup_steps 20 must be below steps 20"):
         recipes.tiny.tiny().with_values(["optim.warmup_steps=20"])
@@ -240,6 +267,7 @@ def test_unknown_and_missing_fields_are_named() -> None:
         (lambda: OptimConfig(steps=5, clip_norm=0.0), ["clip_norm 0.0", "inf"]),
         (lambda: DataConfig("d", batch_size=0), ["batch_size 0", "at least 1"]),
         (lambda: DataConfig("d", batch_size=1, max_shift_px=-1), ["max_shift_px -1"]),
+        (lambda: DataConfig("d", batch_size=1, first_caption=1.5), ["first_caption 1.5", "0 to 1"]),
         (lambda: DataConfig("d", batch_size=1, text_buckets=0), ["text_buckets 0"]),
         (lambda: DataConfig("d", batch_size=1, clump_size=0), ["clump_size 0", "at least 1"]),
         (lambda: VisionConfig(**VISION, max_patches=-1), ["max_patches -1", "0 reads all"]),

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,16 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_atomically(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_an_error_names_the_file_and_not_what_stands_for_it(tmp_path, monkeypatch):
+    def refuse(self, *args, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    with pytest.raises(PermissionError) as refused:
+        write_atomically(tmp_path / "file", b"new")
+    assert refused.value.filename == str(tmp_path / "file")
 
 
 WRITER = """

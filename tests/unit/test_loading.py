@@ -152,7 +152,7 @@ def test_no_name_is_the_newest_run_or_pulled_model_then_the_shipped_one(places):
 
 def test_a_name_that_means_nothing_gets_a_hint(places):
     tiny.save_model(places / "home" / "models" / "some--coca")
-    assert "did you mean coca?" in refused("cocoa") and "coca models pull" in refused("cocoa")
+    assert "the nearest is coca;" in refused("cocoa") and "coca models pull" in refused("cocoa")
     assert "hf:laion/CoCa-ViT-B-32-laion2B-s13B-b90k" in refused("CoCa-ViT-B-32-laion2B-s13B-b90k")
     assert "doesn't exist" in refused("models/x.safetensors")
     (places / "work" / "empty").mkdir()

@@ -46,9 +46,9 @@ def test_huge_pictures_are_refused_from_the_header():
     for width, height in ((13_000, 13_000), (100_000, 100_000), (2**31 - 1, 2**31 - 1)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(DataError, match=r"pixels.*make it smaller"):
+            with pytest.raises(DataError, match=r"pixels(, more than 64,000,000)?; make it smaller"):
                 open_picture(png_with_header(width, height))
-    with pytest.raises(DataError, match="60 x 40 pixels, more than 2399"):
+    with pytest.raises(DataError, match="60 x 40 pixels, more than 2,399"):
         open_picture(noise, max_pixels=2399)
     assert open_picture(encoded(Image.fromarray(noise)), max_pixels=2400).size == (60, 40)
 

@@ -167,12 +167,21 @@ def test_the_command_prints_rows_and_json_and_writes_nothing(shards, tmp_path, m
         (["--run", "r", "--nproc", "3"], "8 can't be shared by 3"),
         (["--run", "r", "--from", "x", "--init-text", "y"], "choose one way to begin"),
         ([], "no --run given"),
+        (["--run", "r"], "data/tiny, where tiny looks for its pairs, does not exist; name yours by --data\n"),
+        (["--plan"], "does not exist; name yours by --data; to plan without data, give how many pairs"),
+        (["--run", "/proc/r"], "can't write /proc/r (No such file or directory); choose another folder"),
     ],
 )
 def test_what_the_command_refuses(words, said, capsys, quick):
     assert main(["train", "tiny", *words]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
+
+
+def test_a_recipe_without_its_data_says_how_to_make_them(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "openmoji", "--run", "r"]) == 2
+    assert "does not exist; make it: coca data get openmoji; or name yours by --data" in capsys.readouterr().err
 
 
 def test_nproc_becomes_torchrun_with_the_same_words(monkeypatch):

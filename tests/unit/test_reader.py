@@ -74,7 +74,9 @@ def test_where_nothing_can_be_read_the_loader_gives_up():
 
 
 def test_reasons_are_counted_by_kind():
-    reason = "the picture of a b/1.jpg has 9000 x 9000 pixels, more than 64000000; make it smaller or raise max_pixels"
+    reason = (
+        "the picture of a b/1.jpg has 9000 x 9000 pixels, more than 64,000,000; make it smaller or raise max_pixels"
+    )
     assert kind_of(reason, "a b/1.jpg") == "has # x # pixels, more than #"
     assert kind_of(reason, "0/a b/1.jpg") == kind_of(reason, "a b/1.jpg")
     assert kind_of("the picture of x is truncated or damaged (3 bytes); copy", "x") == "is truncated or damaged"
@@ -102,6 +104,15 @@ def test_one_of_several_captions_is_drawn_each_epoch():
     counts = collections.Counter(caption for epoch in epochs for caption in epoch.values())
     assert set(counts) == {"red", "green", "blue", "black"} and all(25 < count < 75 for count in counts.values())
     assert sum(epochs[0][key] == epochs[1][key] for key in epochs[0]) < 20
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 25), (0.6, 70), (1.0, 100)])
+def test_the_first_caption_may_be_drawn_more_often(share, expected):
+    loader = make(several(), 2, batch_size=40, first_caption=share)
+    counts = collections.Counter(caption for epoch in range(10) for caption in captions(loader, 40 * epoch).values())
+    assert counts["red"] / 400 == pytest.approx(expected / 100, abs=0.07)
+    others = [counts[caption] / 400 for caption in ("green", "blue", "black")]
+    assert others == pytest.approx([(100 - expected) / 300] * 3, abs=0.05)
 
 
 def test_the_first_caption_may_be_asked_for():

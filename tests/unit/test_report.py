@@ -42,6 +42,27 @@ def test_headlines_stand_above_the_first_section_and_others_do_not(data: report.
     assert "CIDEr-D" not in top
 
 
+def test_the_parts_of_a_bar_are_named_before_the_first_bar(data: report.ReportData) -> None:
+    top = report.render(data).split("<header>")[1]
+    assert top.index("its best control") < top.index("47.3%")
+    bare = dataclasses.replace(data.results[0].figures[0], controls=(), chance=None)
+    page = report.render(dataclasses.replace(data, results=[report.Results("a", "b", 3, [bare])]))
+    top = page.split("<header>")[1].split("<main>")[0]
+    assert "this model" in top and "its best control" not in top and "chance" not in top
+
+
+def test_examples_stand_under_the_list_that_they_are_of(data: report.ReportData) -> None:
+    section = Page(report.render(data).split('<section id="examples">')[1].split("</section>")[0]).text
+    assert section.index("old harp") < section.index("test_pictures 1 of 400 pictures") < section.index("Dark horse")
+    assert "drawn at random Exact captions: 0 of 1. True caption found first: 0 of 1." in section
+
+
+def test_faint_lines_are_explained_only_where_there_are_any(data: report.ReportData) -> None:
+    assert "Faint lines" not in report.render(data) and "where a line ends" in report.render(data)
+    noisy = report.Chart("t", "", [report.Curve("noisy", [(i, 5 + (-1) ** i) for i in range(400)])])
+    assert "Faint lines" in report.render(dataclasses.replace(data, charts=[noisy]))
+
+
 def strings(value) -> Iterator[str]:
     """Every text of a report, in the order of its fields."""
     if isinstance(value, str):

@@ -34,6 +34,7 @@ def test_captions_are_compared_word_by_word(truth: str, generated: str, missing:
     [
         ("dark cat running", False, "✗ 1 word off", 'class="said">dark <mark>cat</mark> running'),
         ("dark blue cat runs", False, "✗ 3 words off", 'class="said">dark <mark>blue cat runs</mark>'),
+        ("cat", False, "✗ 3 words off", 'class="said"><mark>cat</mark>'),
         ("dark horse", False, "✗ 1 word missing", 'class="said">dark horse'),
         ("", False, "✗ no caption", 'class="said"></p>'),
         ("dark horse running", True, "✓ exact", 'class="said">dark horse running</p>'),
@@ -50,4 +51,5 @@ def test_a_card_says_in_words_how_right_a_caption_is(generated: str, exact: bool
 def test_a_retrieved_truth_is_ticked(data: report.ReportData) -> None:
     page = Page(captions.card(data.grid[1]))
     assert "tin whistle0.71✓old harp0.65" in page.text
+    assert "captions it finds cosine similarity" in page.text
     assert page.classes().count("truth") == 1 and page.attributes("aria-label") == ["the true one"]

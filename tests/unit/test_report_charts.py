@@ -47,6 +47,22 @@ def test_a_chart_leaves_out_what_is_not_finite_and_stays_in_its_frame() -> None:
     assert "nan" not in svg and "inf" not in svg
 
 
+def test_a_level_goes_from_side_to_side_and_is_named() -> None:
+    curve = report.Curve("a", [(10, 40.0), (20, 60.0)])
+    levels = [("chance", 20.0), ("unknown", math.nan)]
+    page = Page(charts.chart(report.Chart("t", "%", [curve], levels=levels)) or "")
+    assert "chance 20.0%" in page.text and "unknown" not in page.text
+    level, drawn = ([place.split(",") for place in points.split()] for points in page.attributes("points"))
+    assert [x for x, _ in level] == [x for x, _ in drawn] and len({y for _, y in level}) == 1
+    assert float(level[0][1]) > float(drawn[0][1]), "chance is below the curve"
+
+
+@pytest.mark.parametrize(("lowest", "label"), [(250.0, "0"), (300.0, "300")])
+def test_an_axis_begins_at_0_unless_that_would_hide_the_curve(lowest: float, label: str) -> None:
+    svg = charts.chart(report.Chart("t", "samples/s", [report.Curve("a", [(0, lowest), (9, 330.0)])])) or ""
+    assert re.findall(r'text-anchor="end">([^<]*)<', svg)[0] == label
+
+
 @pytest.mark.parametrize("points", [[(5, 3.0)], [(0, 0.0), (9, 0.0)], [(0, -2.0), (1, -2.0)], [(0, 7.0), (1, 7.0)]])
 def test_a_flat_or_single_point_can_be_drawn(points: list) -> None:
     svg = charts.chart(report.Chart("t", "%", [report.Curve("a", points)])) or ""

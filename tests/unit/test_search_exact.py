@@ -89,6 +89,8 @@ def test_the_sheet_holds_its_pictures_and_no_foreign_markup(tmp_path: Path):
     file = tiny.save_picture(tmp_path / "a.png")
     evil = '<script>alert(1)</script>"><img src=x onerror=alert(2)>\x00\udcff'
     page = sheet(evil, evil, [(evil, [Cell(file, evil, evil, evil), Cell(tmp_path / "gone.png", "gone.png", "", "")])])
+    assert "weak matches" not in page
+    assert "Faint pictures are weak matches" in sheet("t", "n", [("", [Cell(file, "a", "", "", good=False)])])
     page.encode()  # even of a name that is no UTF-8
     assert "<script" not in page and "<img src=x" not in page
     assert page.count('src="data:image/jpeg;base64,') == 1

@@ -150,6 +150,29 @@ def test_bad_pictures_are_named_each_time_and_read_once(predictor, folder, place
     assert len(names(make(folder, predictor, place))) == 4
 
 
+def test_copies_are_told_from_what_was_known_and_bad_ones_from_new_bad_ones(predictor, folder, place):
+    shutil.copy(folder / "0.png", folder / "0-copy.png")
+    (folder / "1.png").write_bytes(b"")
+
+    def told() -> tuple[int, int, int, list[str], list[str]]:
+        new: list[str] = []
+        named: list[str] = []
+        counts = update.update(
+            folder,
+            predictor,
+            "tiny",
+            index=place,
+            on_bad=lambda path, error: new.append(path.name),
+            on_named=lambda path, error: named.append(path.name),
+        )
+        return counts.encoded, counts.copies, counts.same, new, named
+
+    assert told() == (4, 1, 0, ["1.png"], [])
+    shutil.copy(folder / "2.png", folder / "2-copy.png")
+    assert told() == (0, 1, 5, [], ["1.png"])
+    assert told() == (0, 0, 6, [], ["1.png"])
+
+
 def test_captions_are_made_later_where_they_were_left_out(predictor, folder, place):
     assert not any(hit.caption for hit in make(folder, predictor, place).search("red"))
     index = make(folder, predictor, place, captions=True)

@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 
 from opencoca.cli.forms import JsonLines, Row
 from opencoca.cli.journal import Journal, about_file, check_same, facts_of
-from opencoca.errors import DataError
+from opencoca.cli.targets import check_file
+from opencoca.errors import DataError, unwritable
 from opencoca.files import fsync, write_atomically
 
 
@@ -37,6 +38,7 @@ class ArrayFile:
         if file.exists() and not overwrite:
             check_same(file, self._facts)
             self._names, self._rows = self._read(width)
+        check_file(file)
         self._partial = file.with_name(f".partial-{file.name}.jsonl")
         self._journal = Journal(self._partial, JsonLines(), about, overwrite)
         self._added = 0
@@ -82,8 +84,8 @@ class ArrayFile:
                 facts = {self._of: names, **self._facts}
                 save_file({"embeddings": rows}, partial, {name: json.dumps(value) for name, value in facts.items()})
             fsync(partial)
-        except SafetensorError as error:  # its own error for a full disk
-            raise DataError(f"{self.file} could not be written ({error}); free some space") from error
+        except (OSError, SafetensorError) as error:  # its own error for a full disk
+            raise DataError(unwritable(self.file, error)) from error
         # The facts come first: with a file that they don't fit, the next run would only find rows missing.
         facts = {**self._facts, self._of: names} if self._form == "npy" else self._facts
         write_atomically(about_file(self.file), json.dumps(facts, indent=2, ensure_ascii=False) + "\n")

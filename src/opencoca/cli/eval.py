@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
 from opencoca.cli.main import BAD_INPUT, DONE, SKIPPED, Flag, ModelName
+from opencoca.cli.targets import check_file, check_folder, write_file, writing
 from opencoca.errors import ConfigError, DataError
 
 Json = Annotated[
@@ -87,6 +88,9 @@ def run(args: Args) -> int:
     if args.name is not None and args.model is not None and args.name != args.model:
         raise ConfigError(f"MODEL is {args.name} and --model is {args.model}; name one of them")
     model = args.model if args.name is None else args.name
+    for file in (args.report, None if args.json in (None, "-") else Path(args.json)):
+        if file is not None:
+            check_file(file)  # before anything is measured
     if args.selfcheck:
         return _selfcheck(args)
     if args.suite is not None or args.only or args.groups is not None:
@@ -142,7 +146,8 @@ def _suite(args: Args, model: str | None) -> int:
     }
     content = report(outcomes, args.suite or "chosen", settings)
     if args.report is not None:
-        _say(f"report: {write_report(args.report, content, outcomes)}")
+        with writing(args.report):
+            _say(f"report: {write_report(args.report, content, outcomes)}")
     if args.json is not None:
         _write_json(args.json, checked_json(content))
     if args.json != "-":
@@ -183,9 +188,11 @@ def _cache(args: Args):
     if args.no_cache:
         return Cache()
     try:
-        return Cache(home() / "evaluations")
+        folder = home() / "evaluations"
     except CheckpointError:  # a user without a home folder keeps nothing
         return Cache()
+    check_folder(folder, instead="keep nothing, by --no-cache")
+    return Cache(folder)
 
 
 def _print_table(content: dict) -> None:
@@ -206,7 +213,8 @@ def _print_table(content: dict) -> None:
             if (one["name"], key) in differences:
                 other, row = differences[one["name"], key]
                 sign = _cell(key, abs(row["difference"]))
-                compared = f"{'+' if row['difference'] >= 0 else '-'}{sign} against {other}, p {row['p']:.4f}"
+                p = f"p {row['p_holm']:.4f} (Holm)" if "p_holm" in row else f"p {row['p']:.4f}"
+                compared = f"{'+' if row['difference'] >= 0 else '-'}{sign} against {other}, {p}"
             print(f"{name:<{width}}  {key:<24} {shown:>8}  {interval:<18} {compared}".rstrip())
     for one in ours["evaluations"]:
         skipped = one["facts"].get("skipped")
@@ -218,9 +226,7 @@ def _write_json(where: str, text: str) -> None:
     if where == "-":
         print(text, end="")
         return
-    from opencoca.files import write_atomically
-
-    write_atomically(Path(where), text)
+    write_file(Path(where), text)
 
 
 def _say(line: str) -> None:

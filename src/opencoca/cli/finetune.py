@@ -8,7 +8,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from opencoca.cli.options import Real, Whole
+from opencoca.cli.options import Real, Settings, Whole
+from opencoca.cli.targets import check_folder
 from opencoca.cli.task_runs import From, name_skipped, say
 
 
@@ -32,15 +33,13 @@ class Args:
     data: Annotated[str, Positional, arg(metavar="DATA", help_behavior_hint="")]
     """Captioned pictures."""
     from_: From = None
-    """The model to begin with: a run or model folder, hf:org/name, a weights file, or a name. Only the word scratch
-    begins with new weights, in the shape of the newest model."""
+    """The model to begin with, as --model takes it elsewhere; "scratch" is the newest one's shape with new weights."""
     run: Path = Path("runs/finetune")
     """Folder for checkpoints, metrics, the model and report.html."""
     lora: int = 0
     """Train low-rank updates of this rank instead of whole matrices (8 is usual); they are merged in the end."""
     wise: Annotated[tuple[float, ...], arg(metavar="FLOAT...", help_behavior_hint="(default: 0.25 0.5 0.75 1)")] = ()
-    """Share of the tuned weights in the model that is kept, the rest being the original's. Of several, the one that
-    does best on the held-out pictures."""
+    """Share of tuned weights in the model, the rest being the original's; of several, what does best on val is kept."""
     val: float = 0.1
     """Share of the pictures that is held out, unless DATA says itself which are train and which are val."""
     split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: all)")] = None
@@ -59,7 +58,7 @@ class Args:
     """Pairs a step (default: 64, or half of the pictures)."""
     seed: int = 0
     """Seed of order and augmentation."""
-    set: tuple[str, ...] = ()
+    set: Settings = ()
     """Fields of the configuration to change, as section.field=value."""
 
 
@@ -69,6 +68,7 @@ def run(args: Args) -> int:
     from opencoca.jobs.finetune_report import NAMES
     from opencoca.jobs.finetune_train import Options
 
+    check_folder(args.run)
     options = Options(
         wise=args.wise,
         lora=args.lora,

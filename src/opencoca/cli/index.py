@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from opencoca.cli.main import DONE, SKIPPED, Flag, ModelName
+from opencoca.cli.targets import check_file, write_file, writing
 from opencoca.errors import DataError
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ def run(args: Args) -> int:
         raise DataError(f"--albums-count {args.albums_count} must be 1 or more, or 0 to choose by itself")
     if args.backend != "lance" and (args.url or args.ivf_pq):
         raise DataError("--url and --ivf-pq are of LanceDB; add --backend lance, or leave them out")
+    if args.html:
+        check_file(args.html)
     if args.from_bulk or (args.folder / "bulk.json").is_file():
         return _from_bulk(args)
     listing = pictures_of(args.folder)
@@ -105,22 +108,24 @@ def run(args: Args) -> int:
                 output.done(progress.done - told)
                 told = progress.done
 
-        counts = update(
-            args.folder,
-            predictor,
-            name,
-            index=place,
-            captions=not args.no_captions,
-            anew=args.anew,
-            on_bad=output.skip,
-            on_progress=tell,
-            listing=listing,
-        )
+        with writing(place, _repair(args)):
+            counts = update(
+                args.folder,
+                predictor,
+                name,
+                index=place,
+                captions=not args.no_captions,
+                anew=args.anew,
+                on_bad=output.skip,
+                on_progress=tell,
+                listing=listing,
+            )
     seconds = time.monotonic() - began
     facts = {
         "pictures": counts.pictures,
         "new": counts.encoded,
         "known": counts.same,
+        "copies": counts.copies,
         "moved": counts.moved,
         "gone": counts.removed,
         "captioned": counts.captioned,
@@ -141,7 +146,7 @@ def run(args: Args) -> int:
         print(json_text(facts))
     else:
         told_counts = ", ".join(
-            f"{facts[what]:,} {what}" for what in ("new", "known", "moved", "gone", "skipped") if facts[what]
+            f"{facts[what]:,} {what}" for what in ("new", "copies", "known", "moved", "gone", "skipped") if facts[what]
         )
         print(f"{counts.pictures:,} pictures ({told_counts}), {counts.captioned:,} captions made, {seconds:.1f} s")
         print(shown(f"index: {place}"), file=sys.stderr)
@@ -168,14 +173,15 @@ def _from_bulk(args: Args) -> int:
     began = time.monotonic()
     predictor = load(args.model or settings.get("model_name"))
     bar = PictureProgress(0, "shards")
-    found = index_bulk(
-        args.folder,
-        place,
-        predictor,
-        url=_url(args, place) if args.backend == "lance" else None,
-        ivf_pq=args.ivf_pq,
-        on_progress=lambda done, total: bar.move(done, total),
-    )
+    with writing(place, _repair(args)):
+        found = index_bulk(
+            args.folder,
+            place,
+            predictor,
+            url=_url(args, place) if args.backend == "lance" else None,
+            ivf_pq=args.ivf_pq,
+            on_progress=lambda done, total: bar.move(done, total),
+        )
     bar.close()
     facts = {"pictures": found.files, "seconds": round(time.monotonic() - began, 3), "model": found.model_name}
     facts |= {"index": str(place), "lance": _told(found.lance)}
@@ -188,6 +194,13 @@ def _from_bulk(args: Args) -> int:
         print(shown(f"index: {place}"), file=sys.stderr)
         _print_lance(found.lance)
     return DONE
+
+
+def _repair(args: Args) -> str:
+    """What to do where the index can't be written."""
+    if args.here:
+        return "leave out --here, which keeps it in your cache folder"
+    return f"keep it beside the pictures: coca index {args.folder} --here"
 
 
 def _url(args: Args, place: Path) -> str:
@@ -249,7 +262,6 @@ def _groups(args: Args, store: Backend, captions: list[str]) -> list[Album]:
 
 
 def _page(args: Args, groups: list[Album], pictures: list[Any]) -> None:
-    from opencoca.files import write_atomically
     from opencoca.search.sheet import Cell, sheet
 
     assert args.html is not None
@@ -259,4 +271,4 @@ def _page(args: Args, groups: list[Album], pictures: list[Any]) -> None:
         for group in groups
     ]
     note = f"{sum(len(group.places) for group in groups):,} pictures in {len(groups):,} groups"
-    write_atomically(args.html, sheet(f"{what}: {args.folder}", note, cells).encode(errors="replace"))
+    write_file(args.html, sheet(f"{what}: {args.folder}", note, cells).encode(errors="replace"))

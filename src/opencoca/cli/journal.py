@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from opencoca.cli.forms import Form, Row
+from opencoca.cli.targets import writing
 from opencoca.errors import DataError
 from opencoca.files import write_atomically
 
@@ -35,7 +36,7 @@ class Journal:
     def __init__(self, file: Path, form: Form, about: Mapping[str, Any], overwrite: bool = False) -> None:
         """Opens the file, and reads which rows it has.
 
-        Raises: DataError where it is somebody else's, of another model or of other options.
+        Raises: DataError where it is somebody else's, of another model or of other options, or can't be written.
         """
         self.file, self._form = file, form
         if file.is_dir():
@@ -44,10 +45,11 @@ class Journal:
         fresh = overwrite or not file.exists() or file.stat().st_size == 0
         if not fresh:
             check_same(file, facts)
-        file.parent.mkdir(parents=True, exist_ok=True)
         self.done: Counter[str] = Counter()
         self._end, self._empty = 0, True
-        self._file = file.open("r+b" if file.exists() else "x+b", buffering=0)
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = file.open("r+b" if file.exists() else "x+b", buffering=0)
         try:
             _lock(self._file, file)
             if not fresh:

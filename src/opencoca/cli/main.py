@@ -39,7 +39,6 @@ import dataclasses
 import difflib
 import errno
 import importlib
-import inspect
 import io
 import os
 import sys
@@ -48,11 +47,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Optional
 
-import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from opencoca.errors import DataError, OpenCoCaError, StoppedError
+from opencoca.cli.parsing import parse
+from opencoca.errors import FORBIDDEN, FULL, DataError, OpenCoCaError, StoppedError, unwritable
 
 DONE = 0
 BUG = 1
@@ -102,9 +101,8 @@ EXAMPLES = """\
   coca search holiday/ "a boat on a lake"
 """
 
-TYRO_OPTIONS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.HelptextFromCommentsOff)
 # A full, read-only or forbidden disk is nobody's bug, wherever it strikes.
-MACHINE_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EACCES, getattr(errno, "EDQUOT", errno.ENOSPC)}
+MACHINE_ERRNOS = {*FULL, *FORBIDDEN, errno.EROFS}
 
 
 def separated(text: str) -> tuple[str, ...]:
@@ -161,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in MACHINE_ERRNOS:
             return _report_bug()
-        return _refuse(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror))
+        return _refuse(_of_machine(error))
     except Exception:
         return _report_bug()
 
@@ -203,13 +201,7 @@ def _dispatch(words: list[str]) -> int:
 
 def _parse(name: str, args_class: type, words: list[str]) -> Any:
     """The `Args` of a subcommand. Raises SystemExit where there is nothing to run, and has said why."""
-    try:
-        args = tyro.cli(args_class, prog=f"coca {name}", args=words, config=TYRO_OPTIONS)
-    except SystemExit as stop:
-        examples = (inspect.getdoc(args_class) or "").partition("\nExamples:\n")[2].rstrip()
-        if not stop.code and examples:
-            print(f"\nexamples:\n{examples}")
-        raise
+    args = parse(name, args_class, words)
     for field in dataclasses.fields(args):  # tyro lets an open-ended positional be empty; we want one word or more
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and getattr(args, field.name) == ():
@@ -230,6 +222,17 @@ def _refuse(message: str) -> int:
     line = " ".join(part.strip() for part in message.splitlines())
     print(f"coca: error: {line}", file=sys.stderr)
     return BAD_INPUT
+
+
+def _of_machine(error: OSError) -> str:
+    """What can't be written or read, and what to do."""
+    if not isinstance(error.filename, str | bytes):
+        return unwritable("a file", error)
+    path = os.fsdecode(error.filename)
+    there = path if os.path.exists(path) else os.path.dirname(path) or "."
+    if error.errno in FORBIDDEN and not os.access(there, os.R_OK):
+        return f"can't read {path} ({error.strerror}); change its permissions"
+    return unwritable(path, error)
 
 
 def _report_bug() -> int:

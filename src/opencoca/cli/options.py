@@ -19,6 +19,7 @@ ARRAY_SUFFIXES = {".npz": "npz", ".npy": "npy", ".safetensors": "safetensors"}
 
 Whole = Annotated[int | None, arg(metavar="INT", help_behavior_hint="")]
 Real = Annotated[float | None, arg(metavar="FLOAT", help_behavior_hint="")]
+Settings = Annotated[tuple[str, ...], arg(metavar="FIELD=VALUE...", help_behavior_hint="")]
 OutputFile = Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")]
 
 

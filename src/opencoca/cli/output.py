@@ -94,6 +94,7 @@ class Output:
         """
         self._columns, self._console = columns, console or Console()
         self._held: list[Skipped] = []
+        self._named: list[Skipped] = []
         self._done = self._skipped = 0
         self._titled = self._printed = False
         self._sink, self._sidecars = sink, None
@@ -137,9 +138,9 @@ class Output:
             where = self._sink.file if self._sink else "files beside the pictures"
             print(f"{self._done} done, kept in {where}; the same command does the rest", file=sys.stderr)
 
-    def skip(self, path: Path, error: DataError) -> None:
-        """Names a picture that can't be read."""
-        self._skip(Skipped(path, str(error).removeprefix(f"{path} ")))
+    def skip(self, path: Path, error: DataError, named: bool = False) -> None:
+        """Names a picture that can't be read; one that was named before, only where no picture at all can be."""
+        self._skip(Skipped(path, str(error).removeprefix(f"{path} ")), named)
 
     def done(self, count: int) -> None:
         """Counts pictures that were read and went through the model."""
@@ -166,9 +167,10 @@ class Output:
         Raises: DataError where not one picture could be read.
         """
         self._progress.close()
-        if not self._done and not self._there and self._held:
-            lead = f"none of {len(self._held)} could be read; the first: " if len(self._held) > 1 else ""
-            raise DataError(f"{lead}{self._held[0].path} {self._held[0].what}")
+        none = [*self._held, *self._named]
+        if not self._done and not self._there and none:
+            lead = f"none of {len(none)} could be read; the first: " if len(none) > 1 else ""
+            raise DataError(f"{lead}{none[0].path} {none[0].what}")
         for skipped in self._held:
             self._show(skipped)
         if self._sink:
@@ -201,9 +203,11 @@ class Output:
             return False
         return True
 
-    def _skip(self, skipped: Skipped) -> None:
+    def _skip(self, skipped: Skipped, named: bool = False) -> None:
         self._skipped += 1
-        if self._done:
+        if named:
+            self._named.append(skipped)
+        elif self._done:
             with self._progress.hidden():
                 self._show(skipped)
         else:  # if no picture at all turns out to be readable, one line will say so

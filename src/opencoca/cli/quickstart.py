@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opencoca.cli.main import DONE, SKIPPED
+from opencoca.cli.targets import check_folder
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def run(args: Args) -> int:
     """Runs the job, then prints the figures and what to type next."""
     from opencoca.jobs.quickstart import quickstart
 
+    check_folder(args.run)
     outcome = quickstart(args.run, args.data, args.seed, say=lambda line: print(line, file=sys.stderr, flush=True))
     figures = outcome.figures
     print()

@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from opencoca.cli.main import Flag
-from opencoca.cli.options import Real, Whole
+from opencoca.cli.options import Real, Settings, Whole
+from opencoca.cli.targets import check_folder
 from opencoca.cli.task_runs import From, say, told
 
 
@@ -52,10 +53,10 @@ class Args:
     batch: Whole = None
     """Pictures a step (default: 64, or half of the pictures)."""
     paper: Flag = False
-    """Take the settings of the paper's ImageNet runs: 200,000 steps of 512 pictures, RandAugment, smoothing, EMA."""
+    """Take the settings of the paper's ImageNet runs: 200k steps of 512 pictures, RandAugment, smoothing, EMA."""
     seed: int = 0
     """Seed of the new weights, of order and augmentation."""
-    set: tuple[str, ...] = ()
+    set: Settings = ()
     """Fields of the configuration to change, as section.field=value."""
 
 
@@ -63,6 +64,7 @@ def run(args: Args) -> int:
     """Runs the job, then prints the table and what to type next."""
     from opencoca.jobs.recognise import WAYS, Options, recognise
 
+    check_folder(args.run)
     options = Options(
         ways=WAYS if args.only is None else (args.only,),
         field=args.label,

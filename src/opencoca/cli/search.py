@@ -16,6 +16,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from opencoca.cli.forms import Row, named, shown, stdout_is_utf8
 from opencoca.cli.main import DONE, SKIPPED, Flag, ModelName
+from opencoca.cli.targets import check_file, write_file, writing
 from opencoca.errors import DataError
 from opencoca.search.filters import Filters, day, size
 from opencoca.search.query import EMPTY, parse
@@ -114,9 +115,11 @@ def run(args: Args) -> int:
     if args.no_cache and (args.no_update or args.resident):
         raise DataError("--no-cache keeps no index to search later; leave out --no-update and --resident")
     terms = [
-        term._replace(value=str(Path(term.value).absolute())) if term.kind == "picture" else term
+        term._replace(value=str(_picture(args.folder, term.value))) if term.kind == "picture" else term
         for term in parse(query)
     ]
+    if args.html:
+        check_file(args.html)
     bounds = Filters(
         day(args.after) if args.after else None,
         day(args.before) if args.before else None,
@@ -135,6 +138,12 @@ def run(args: Args) -> int:
         print(f"{answer.indexed} done, {len(answer.bad)} skipped", file=sys.stderr)
     _show(args, query, answer, below)
     return SKIPPED if answer.bad else DONE
+
+
+def _picture(folder: Path, name: str) -> Path:
+    """The file that a query names: from here, else from the folder that is searched."""
+    inside = folder / name
+    return (inside if inside.is_file() and not Path(name).is_file() else Path(name)).absolute()
 
 
 def _of_bulk(args: Args) -> tuple[Args, Path]:
@@ -186,7 +195,7 @@ def _search(args: Args, query: str, request: Request, below: Path) -> int:
         predictor, name = predictor_for(args.folder, place, args.model)
         paths = [args.folder / seen.path for seen in listing.files] if listing else []
         with Output(Found(paths, []), [], Printing()) as output:
-            bad = bring_up_to_date(args.folder, place, predictor, name, output, listing) if listing else []
+            bad = bring_up_to_date(args, place, predictor, name, output, listing) if listing else []
             index = Index.open(args.folder, predictor, place, name)
             if not listing:
                 output.done(len(index))
@@ -228,13 +237,15 @@ def pictures_of(folder: Path) -> Listing:
 
 
 def bring_up_to_date(
-    folder: Path, place: Path, predictor: Any, name: str, output: Output, listing: Listing
+    args: Args, place: Path, predictor: Any, name: str, output: Output, listing: Listing
 ) -> list[tuple[str, str]]:
-    """Updates the index, with the progress of `output`; gives what can't be read. Goes on where another one indexes."""
+    """Updates the index, with the progress of `output`; gives what can't be read, and names of it what is new. Goes on
+    where another one indexes."""
+    from opencoca.search.places import CACHE_REPAIR
     from opencoca.search.update import Progress, update
     from opencoca.search.writer import BusyError
 
-    told = 0
+    folder, told = args.folder, 0
 
     def tell(progress: Progress) -> None:
         nonlocal told
@@ -242,12 +253,29 @@ def bring_up_to_date(
             output.done(progress.done - told)
             told = progress.done
 
+    def named(path: Path, error: DataError) -> None:
+        output.skip(path, error, named=True)
+
     try:
-        return update(folder, predictor, name, index=place, on_bad=output.skip, on_progress=tell, listing=listing).bad
+        with writing(place, "" if args.no_cache else CACHE_REPAIR.format(folder=folder)):
+            counts = update(
+                folder,
+                predictor,
+                name,
+                index=place,
+                on_bad=output.skip,
+                on_named=named,
+                on_progress=tell,
+                listing=listing,
+            )
     except BusyError:
         print(f"another process is indexing {folder}; this searches what it has so far", file=sys.stderr)
         output.done(1)
         return []
+    if counts.named_before and (counts.pictures or counts.named_before < len(counts.bad)):
+        what = f"{counts.named_before:,} that can't be read and were named before"
+        print(f"skipped {what}; list them with: coca index {shown(folder)}", file=sys.stderr)
+    return counts.bad
 
 
 def _show(args: Args, query: str, answer: Answer, below: Path) -> None:
@@ -272,7 +300,9 @@ def _show(args: Args, query: str, answer: Answer, below: Path) -> None:
     if answer.indexed < answer.total:
         what = f"{answer.indexed:,} of {answer.total:,} pictures"
         print(f"searched {what}; the others aren't indexed yet", file=sys.stderr)
-    if not any(hit.good for hit in answer.hits):
+    if not answer.hits and args.within and not (below / args.within).is_dir():
+        print(f"no folder {shown(args.within)} in {shown(args.folder)}; check --within", file=sys.stderr)
+    elif not any(hit.good for hit in answer.hits):
         best = f"the nearest picture has {answer.hits[0].score:.3f}" if answer.hits else "no picture passes"
         print(f"no good match: {best}; unrelated queries reach {answer.level:.3f} here", file=sys.stderr)
     if args.html or args.open:
@@ -282,12 +312,11 @@ def _show(args: Args, query: str, answer: Answer, below: Path) -> None:
 def _page(args: Args, query: str, answer: Answer, hits: list[Any], below: Path) -> None:
     import webbrowser
 
-    from opencoca.files import write_atomically
     from opencoca.search.sheet import Cell, sheet
 
     file = args.html or Path(tempfile.mkdtemp(prefix="opencoca-")) / "found.html"
     cells = [Cell(below / hit.path, hit.path, hit.caption, hit.why, hit.good) for hit in hits]
     note = f"The {len(cells)} best of {answer.indexed:,} pictures in {args.folder}"
-    write_atomically(file, sheet(query, note, [("", cells)]).encode(errors="replace"))
+    write_file(file, sheet(query, note, [("", cells)]).encode(errors="replace"))
     if args.open:
         webbrowser.open(file.absolute().as_uri())

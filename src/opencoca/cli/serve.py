@@ -66,7 +66,7 @@ class Args:
     """The port to listen at; 0 takes a free one."""
     token_file: File = None
     """A file with the token that requests must carry; the variable COCA_TOKEN does the same."""
-    allow_host: tuple[str, ...] = ()
+    allow_host: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
     """Names that the server goes by, beside localhost and its address."""
     workers: int = 1
     """Processes; they share the model's weights."""

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from opencoca.cli.main import DONE, Flag
-from opencoca.cli.options import OutputFile, Real, Whole
+from opencoca.cli.options import OutputFile, Real, Settings, Whole
+from opencoca.cli.targets import check_folder, write_file
 from opencoca.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Args:
     """Folder for checkpoints and metrics; needed unless --plan is given."""
     data: Folder = None
     """Where the pairs are (default: the recipe's folder)."""
-    set: tuple[str, ...] = ()
+    set: Settings = ()
     """Fields of the configuration to change, as section.field=value."""
     start: Start = None
     """A model whose weights and tokenizer a new run begins with: a run or model folder, a weights file, hf:org/name."""
@@ -93,13 +94,17 @@ def run(args: Args) -> int:
     if args.data is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=str(args.data)))
     if args.plan:
+        if args.samples is None:
+            _check_data(args, config)
         return _plan(args, _with_its_tokenizer(args, config))
     if args.run is None:
         raise ConfigError("no --run given: the folder that checkpoints and metrics go into; or look with --plan first")
     if args.launch is not None:
         return _launch(args, config)
+    check_folder(args.run)
     if args.nproc is not None:
         return _torchrun(args, config)
+    _check_data(args, config)
     from opencoca.jobs.pretrain import pretrain
 
     state = pretrain(_with_its_tokenizer(args, config), args.run, initial=_initial(args))
@@ -145,6 +150,22 @@ def _check(args: Args) -> None:
         raise ConfigError("--from gives all weights, --init-vision and --init-text some; choose one way to begin")
 
 
+def _check_data(args: Args, config: Config) -> None:
+    """Refuses the recipe's own folder where it isn't there, with the command that makes it."""
+    from opencoca import recipes
+
+    folder = config.data.folder
+    if folder != recipes.get(args.recipe).data.folder or config.data.mixture or Path(folder).exists():
+        return
+    from opencoca.data.get.sets import SETS
+
+    made = next((f"make it: coca data get {name}; or " for name in SETS if Path("data", name) == Path(folder)), "")
+    plan = "; to plan without data, give how many pairs there will be by --samples N" if args.plan else ""
+    raise ConfigError(
+        f"{folder}, where {args.recipe} looks for its pairs, does not exist; {made}name yours by --data{plan}"
+    )
+
+
 def _plan(args: Args, config: Config) -> int:
     from opencoca.cli import planned
     from opencoca.cli.forms import json_text
@@ -163,7 +184,6 @@ def _plan(args: Args, config: Config) -> int:
 
 
 def _launch(args: Args, config: Config) -> int:
-    from opencoca.files import write_atomically
     from opencoca.jobs import launch, plan
 
     nodes, nproc = args.nodes or 1, args.nproc or 8
@@ -173,7 +193,7 @@ def _launch(args: Args, config: Config) -> int:
     if args.out is None:
         print(text, end="")
     else:
-        write_atomically(args.out, text)
+        write_file(args.out, text)
         starter = "sbatch" if args.launch == "slurm" else "python"
         print(f"{args.out} runs this on {nodes} x {nproc} GPUs; start it with: {starter} {args.out}")
     return DONE

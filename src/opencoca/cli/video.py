@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from opencoca.cli.main import Flag, ModelName
 from opencoca.cli.options import ARRAY_SUFFIXES, EmbeddingOptions
+from opencoca.cli.targets import check_folder
 from opencoca.cli.task_runs import name_skipped
 from opencoca.errors import DataError
 
@@ -140,6 +141,7 @@ def _train(args: Args) -> int:
 
     if len(args.clips) != 1 or args.run is None:
         raise DataError("train takes one CSV and a folder, as in: coca video train clips.csv --run runs/clips")
+    check_folder(args.run)
     options = Options(args.frames, args.tuned, args.time_positions, args.steps, seed=args.seed)
     outcome = train_videos(args.clips[0], args.run, args.model, options)
     code = name_skipped(outcome.skipped)

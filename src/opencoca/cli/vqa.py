@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from opencoca.cli.main import Flag
-from opencoca.cli.options import Real, Whole
+from opencoca.cli.options import Real, Settings, Whole
+from opencoca.cli.targets import check_folder
 from opencoca.cli.task_runs import From, say, told
 
 
@@ -67,7 +68,7 @@ class Args:
     """Take the settings of the paper's runs on that benchmark."""
     seed: int = 0
     """Seed of the new weights, of order and augmentation."""
-    set: tuple[str, ...] = ()
+    set: Settings = ()
     """Fields of the configuration to change, as section.field=value."""
 
 
@@ -75,6 +76,7 @@ def run(args: Args) -> int:
     """Runs the job, then prints the table and what to type next."""
     from opencoca.jobs.vqa import MOST_ANSWERS, Options, vqa
 
+    check_folder(args.run)
     options = Options(
         mode=args.mode,
         answers=args.answers or MOST_ANSWERS,

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opencoca.errors import DataError
+from opencoca.errors import DataError, unwritable
 
 CREDIT = "Easy-VQA by Victor Zhou (https://github.com/vzhou842/easy-VQA), licence MIT"
 REQUIREMENT = "easy-vqa==1.0"
@@ -73,7 +73,7 @@ def prepare(folder: Path, wheel: Path) -> Prepared:
             shutil.rmtree(folder, ignore_errors=True)
             partial.rename(folder)
         except OSError as error:
-            raise DataError(f"can't write {folder} ({error.strerror}); free some space or name another") from error
+            raise DataError(unwritable(folder, error)) from error
     return Prepared(questions, pairs, held_out)
 
 

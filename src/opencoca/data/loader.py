@@ -69,6 +69,7 @@ class PairLoader:
         rank: int = 0,
         world: int = 1,
         captions: Literal["sample", "first"] = "sample",
+        first_caption: float = 0.0,
         augmentation: Augmentation | None = None,
         shuffle_window: int = 0,
         text_buckets: int = 1,
@@ -100,6 +101,7 @@ class PairLoader:
             pixels=pixels,
             augmentation=augmentation or Augmentation(fill=pixels.fill),
             captions=captions,
+            first_caption=first_caption,
             pictures=pictures,
             cache_bytes=0 if workers else cache_bytes,
         )
@@ -131,6 +133,7 @@ class PairLoader:
             rank=rank,
             world=world,
             captions=data.captions,
+            first_caption=data.first_caption,
             augmentation=Augmentation(
                 data.crop_scale, data.flip, data.randaugment, data.max_shift_px, config.pixels.fill
             ),

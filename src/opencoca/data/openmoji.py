@@ -8,7 +8,8 @@ a *role* is a concept with its gender. The lists:
 - `test_combinations` (200): role and tone both in training, never together; at least two other tones of the role are;
 - `test_pictures` (400): at random from the rest, so training shows other tones of most of them;
 - `val` (300): 150 pictures, 75 combinations, 75 pictures of held-out concepts, drawn like the above; `kind` says which;
-- `train`: the rest. Where two emoji have the very same drawing, both are here or both in one held-out concept.
+- `train`: the rest, with shorter captions besides (`shorter`). Where two emoji have the very same drawing, both are
+  here or both in one held-out concept.
 """
 
 import hashlib
@@ -96,6 +97,14 @@ def role_of(id: str) -> str:
     return "-".join(code for code in codes if code != "27A1" or len(codes) == 1)
 
 
+def shorter(row: Row) -> tuple[str, ...]:
+    """What else is said of a picture of one skin tone: "dark skin tone", and of a person "woman, dark skin tone"."""
+    if not row.tone:
+        return ()
+    tone = f"{row.tone} skin tone"
+    return (tone, f"{row.gender}, {tone}") if row.gender else (tone,)
+
+
 def table_bytes() -> bytes:
     """The frozen table as committed."""
     return resources.files("opencoca.data").joinpath("openmoji.tsv").read_bytes()
@@ -159,7 +168,7 @@ def _source(size_px: int) -> dict[str, str | int]:
     except PackageNotFoundError as error:
         raise DataError(f"{error.name} is not installed; run: {REPAIR}") from error
     digest = hashlib.sha256(table_bytes()).hexdigest()
-    return {"name": "openmoji", "size_px": size_px, "table_sha256": digest, "credit": CREDIT} | versions
+    return {"name": "openmoji", "captions": 2, "size_px": size_px, "table_sha256": digest, "credit": CREDIT} | versions
 
 
 def prepare(folder: str | Path, size_px: int = 96, on_progress: Callable[[int, int], None] | None = None) -> Summary:
@@ -191,7 +200,8 @@ def prepare(folder: str | Path, size_px: int = 96, on_progress: Callable[[int, i
             else:
                 attributes = row._asdict() | {"tones": list(row.tones)}
                 del attributes["caption"], attributes["split"]
-                writer.add(row.split, row.id, picture, row.caption, attributes)
+                more = shorter(row) if row.split == "train" else ()
+                writer.add(row.split, row.id, picture, row.caption, attributes, more)
             if on_progress:
                 on_progress(done, len(rows))
         if len(writer.skipped) > MOST_SKIPPED * len(rows):

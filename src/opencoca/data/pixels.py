@@ -115,7 +115,7 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
         raise DataError(f"{name} has {width} x {height} pixels; give a picture with at least one")
     if width * height > max_pixels:
         raise DataError(
-            f"{name} has {width} x {height} pixels, more than {max_pixels}; make it smaller or raise max_pixels"
+            f"{name} has {width} x {height} pixels, more than {max_pixels:,}; make it smaller or raise max_pixels"
         )
 
 
@@ -130,7 +130,7 @@ def _decode(file: IO[bytes], max_pixels: int, name: str) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        raise DataError(f"{name} has more than {limit} pixels ({error}); make it smaller") from error
+        raise DataError(f"{name} has more than {limit:,} pixels; make it smaller") from error
     except Exception as error:  # hostile headers make decoders raise whatever they like
         raise DataError(f"{name} is damaged ({error}); replace it") from error
     with image:

@@ -61,12 +61,14 @@ class PairReader:
         pixels: PixelConfig,
         augmentation: Augmentation,
         captions: Literal["sample", "first"] = "first",
+        first_caption: float = 0.0,
         pictures: int = 1,
         cache_bytes: int = 0,
     ) -> None:
         require_decoder(pixels)
         self.source, self.seed, self.image_size_px, self.pixels = source, seed, image_size_px, pixels
         self.augmentation, self.captions, self.pictures = augmentation, captions, pictures
+        self.first_caption = first_caption
         self._room = 0 if augmentation.crops else cache_bytes // (pictures * 3 * image_size_px**2)
         self._cache: dict[int, np.ndarray] = {}
         self.turn: AbstractContextManager[object] = contextlib.nullcontext()  # threads take turns at the source
@@ -127,7 +129,8 @@ class PairReader:
     def _caption(self, sample: Sample, draw: int) -> str:
         if self.captions == "first" or not sample.more_captions:
             return sample.caption
-        return sample.captions[int(uniforms(draw, "caption", 1)[0] * len(sample.captions))]
+        turn, place = uniforms(draw, "caption", 2)[::-1]  # the first number has always been the place
+        return sample.captions[int(place * len(sample.captions)) if turn >= self.first_caption else 0]
 
 
 def kind_of(reason: str, key: str) -> str:
@@ -135,4 +138,4 @@ def kind_of(reason: str, key: str) -> str:
     for own in (key, key.partition("/")[2]):  # a mixture's source doesn't know of the number in front
         reason = reason.removeprefix(f"the picture of {own}") if own else reason
     short = re.sub(r" ?\([^()]*\)", "", reason).partition(";")[0]
-    return re.sub(r"\d+", "#", re.sub(r"\S*[/\\]\S*", "a file", short)).strip(" :")
+    return re.sub(r"\d+(?:,\d{3})*", "#", re.sub(r"\S*[/\\]\S*", "a file", short)).strip(" :")

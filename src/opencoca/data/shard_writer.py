@@ -19,7 +19,7 @@ from opencoca.data.manifest import (
     VERSION,
     read_manifest,
 )
-from opencoca.errors import DataError
+from opencoca.errors import DataError, unwritable
 from opencoca.files import fsync, write_atomically
 
 MAGIC = {
@@ -159,7 +159,7 @@ class ShardWriter:
         self.skipped.append((f"{split}/{key}", reason))
 
     def _unwritable(self, error: OSError) -> DataError:
-        return DataError(f"can't write into {self.folder} ({error.strerror}); free some space or choose another folder")
+        return DataError(unwritable(self.folder, error))
 
     def _finish(self, split: str) -> None:
         self._done[split].append(self._open[split].finish())

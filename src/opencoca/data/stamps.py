@@ -22,7 +22,7 @@ from opencoca.config import PixelConfig
 from opencoca.data.drawings import render
 from opencoca.data.groups import joined
 from opencoca.data.pixels import open_picture, to_square
-from opencoca.errors import DataError
+from opencoca.errors import DataError, unwritable
 
 FOLDER = "usr/share/tuxpaint/stamps"  # inside the package
 CREDIT = "Tux Paint stamps, copyright Bill Kendrick and contributors, GPL-2"
@@ -96,7 +96,7 @@ def prepare(folder: Path, unpacked: Path) -> Prepared:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
-        raise DataError(f"can't write {folder} ({error.strerror}); free some space or name another folder") from error
+        raise DataError(unwritable(folder, error)) from error
     return Prepared({split: sum(row[2] == split for row in rows) for split in SPLITS}, dict(left_out))
 
 

@@ -23,7 +23,7 @@ from opencoca.data.draws import hash64
 from opencoca.data.openmoji import CREDIT, TONES
 from opencoca.data.sample import Sample
 from opencoca.data.shards import ShardReader
-from opencoca.errors import DataError
+from opencoca.errors import DataError, unwritable
 
 Kind = Literal["pairs", "triples"]
 SPLITS = {"train": ("train",), "val": ("val",), "test": ("test_pictures", "test_combinations")}
@@ -80,7 +80,7 @@ def build(folder: Path, shards: Path, kind: Kind) -> dict[str, int]:
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
-        raise DataError(f"can't write {folder} ({error.strerror}); free some space or name another folder") from error
+        raise DataError(unwritable(folder, error)) from error
     return {split: sum(row[-2] == split for row in rows) for split in SPLITS}
 
 

@@ -233,7 +233,7 @@ def _check_size(stream: VideoStream, duration: int | None, limits: Limits, name:
     if not width or not height:
         raise DataError(f"{name} has frames of {width} x {height} pixels; it is damaged: replace it")
     if width * height > limits.pixels:
-        raise DataError(f"{name} has frames of {width} x {height} pixels, more than {limits.pixels}; make it smaller")
+        raise DataError(f"{name} has frames of {width} x {height} pixels, more than {limits.pixels:,}; make it smaller")
     if duration is not None and duration / 1e6 > limits.seconds:
         raise DataError(f"{name} lasts {duration / 1e6:.0f} s, more than {limits.seconds:g}; cut it into clips")
 

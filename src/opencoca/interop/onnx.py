@@ -32,7 +32,7 @@ from torch.export import Dim
 from opencoca.config import Config, ModelConfig
 from opencoca.data.clip_tokenizer import ClipTokenizer
 from opencoca.data.tokenizer import Tokenizer
-from opencoca.errors import CheckpointError, ConfigError
+from opencoca.errors import CheckpointError, ConfigError, unwritable
 from opencoca.files import fsync
 from opencoca.model.attention import KeysValues, KVCache
 from opencoca.model.coca import CoCa
@@ -84,9 +84,7 @@ def export(model: CoCa, tokenizer: Tokenizer, config: Config, folder: Path, int8
         partial.rename(folder)
         fsync(folder.parent)
     except OSError as error:
-        raise CheckpointError(
-            f"{folder} could not be written ({error.strerror or error}); free some space or name another folder"
-        ) from error
+        raise CheckpointError(unwritable(folder, error)) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -25,7 +25,7 @@ from opencoca import checkpoint, weights
 from opencoca.config import Config, PixelConfig
 from opencoca.data.clip_tokenizer import ClipTokenizer
 from opencoca.data.tokenizer import Tokenizer
-from opencoca.errors import CheckpointError, ConfigError
+from opencoca.errors import CheckpointError, ConfigError, unwritable
 from opencoca.interop.open_clip import (
     config_from_open_clip,
     from_open_clip,
@@ -126,10 +126,7 @@ def write_folder(
         checkpoint.fsync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(
-            f"{folder} could not be written ({reason}); free some space or name another folder"
-        ) from error
+        raise CheckpointError(unwritable(folder, error)) from error
 
 
 def _description(file: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:

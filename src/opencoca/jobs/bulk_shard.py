@@ -139,7 +139,7 @@ def arrow() -> Any:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("bulk output is Parquet, which needs pyarrow: pip install 'opencoca[distributed]'") from error
+        raise DataError("bulk output is Parquet, which needs pyarrow: pip install 'opencoca[parquet]'") from error
     return pyarrow
 
 

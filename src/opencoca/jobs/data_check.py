@@ -177,7 +177,7 @@ def _ignored(source: Source) -> dict[str, int]:
 
 def _kind(reason: str) -> str:
     """A reason without what differs from one sample to the next."""
-    return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'...'", reason.split(" (")[0]))[:80]
+    return re.sub(r"(?<!\w)\d+(?:,\d{3})*(?!\w)", "N", re.sub(r"'[^']*'", "'...'", reason.split(" (")[0]))[:80]
 
 
 def _hash(content: bytes) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from opencoca.data.manifest import KEY, MANIFEST, SPLIT
+from opencoca.data.pixels import open_picture
 from opencoca.data.sample import Sample
 from opencoca.data.shard_writer import extension_of
 from opencoca.data.shards import ShardWriter
@@ -29,6 +30,7 @@ def import_data(
     samples_per_shard: int = 1000,
     pictures: str | None = None,
     overwrite: bool = False,
+    decode: bool = False,
     http: bool = False,
     on_sample: Callable[[int, int], object] = lambda done, total: None,
     on_skip: Skip = lambda key, reason: None,
@@ -36,7 +38,8 @@ def import_data(
     """Writes the samples of `locations` as shards into `out`, and gives what was written and what was left out.
 
     Splits that the data tell are kept. Other data are split by a hash of the picture's bytes, so that a picture with
-    all its captions lies on one side, whatever else is imported with it; about `val_share` of them become val.
+    all its captions lies on one side, whatever else is imported with it; about `val_share` of them become val. decode
+    opens each picture as training would, and leaves out what doesn't open; else only its first bytes are looked at.
 
     Raises: DataError if there is nothing to read, if `out` isn't empty (without overwrite), or if it can't be written.
     """
@@ -67,6 +70,8 @@ def import_data(
                     sample = source[i]
                     if extension_of(sample.picture) is None:
                         raise DataError(f"the picture of {sample.key} is of no known format; convert or replace it")
+                    if decode:
+                        open_picture(sample.picture, name=f"the picture of {sample.key}")
                 except DataError as error:
                     skip(given, source.keys[i], str(error))
                     continue

@@ -42,9 +42,9 @@ def evaluate(
         predictor = load(name)
         outcomes.append(measure(name or "newest", predictor, entries, data, options, say))
         if number == 0 and not outcomes[0].results:
-            raise DataError(
-                "nothing was measured; " + "; ".join(f"{k}: {v}" for k, v in outcomes[0].not_measured.items())
-            )
+            for evaluation, reason in outcomes[0].not_measured.items():
+                say(f"{evaluation}: {reason}")
+            raise DataError("nothing was measured; give data as the lines above say")
     return _told_apart(outcomes)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from opencoca import report
 from opencoca.data.openmoji import render
+from opencoca.data.sources import open_source
 from opencoca.eval.openmoji import attributes
 from opencoca.infer.predictor import Predictor
 from opencoca.ranking import top_k
@@ -72,7 +73,7 @@ def write_report(
                 "writes captions. All is measured on pictures it never saw, beside what simpler means reach."
             ],
             facts=_facts(facts),
-            charts=_charts(run),
+            charts=_charts(run, predictor),
             results=[_results(outcome) for outcome in outcomes],
             controls=[(title, meaning) for title, meaning in CONTROLS.values()],
             grid=[example for outcome in outcomes for example in _examples(outcome)],
@@ -113,8 +114,10 @@ def _facts(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _charts(run: Path) -> list[report.Chart]:
-    rows = read_jsonl(run / "metrics.jsonl")
+def _charts(run: Path, predictor: Predictor) -> list[report.Chart]:
+    rows, data = read_jsonl(run / "metrics.jsonl"), predictor.config.data
+    val = len(open_source(data.folder, data.val_split))
+    tones = next(len(attribute.labels) for attribute in attributes() if attribute.name == "skin_tone")
 
     def curve(name: str, key: str, factor: float = 1.0) -> report.Curve:
         return report.Curve(name, [(row["step"], factor * row[key]) for row in rows if key in row])
@@ -127,11 +130,13 @@ def _charts(run: Path) -> list[report.Chart]:
             "Retrieval on val",
             "%",
             [curve(f"image to text, R@{k}", f"val/i2t_recall@{k}", 100) for k in (1, 5)],
+            levels=[(f"chance, R@{k}", 100 * k / val) for k in (1, 5)],
         ),
         report.Chart(
             "Skin tone on val",
             "%",
             [curve("zero-shot", "val/zeroshot_skin_tone", 100), curve("in the caption", "val/caption_skin_tone", 100)],
+            levels=[("chance, zero-shot", 100 / tones)],
         ),
         report.Chart("Captions on val", "CIDEr-D", [curve("greedy", "val/cider_d")]),
         report.Chart("Speed", "samples/s", [curve("training", "samples_per_s")]),
@@ -181,6 +186,7 @@ def _examples(outcome: SplitOutcome) -> list[report.Example]:
                 report.Retrieved(held_out.captions[index], score, index == row)
                 for score, index in zip(scores[i].tolist(), best[i].tolist(), strict=True)
             ],
+            held_out=held_out.name,
         )
         for i, row in enumerate(rows)
     ]

@@ -8,7 +8,7 @@ README's), photograph the top of the page with any browser:
 
 from pathlib import Path
 
-from opencoca.errors import OpenCoCaError
+from opencoca.errors import OpenCoCaError, unwritable
 from opencoca.files import write_atomically
 from opencoca.report.data import (
     Chart,
@@ -47,6 +47,5 @@ def write(path: str | Path, data: ReportData) -> Path:
     try:
         write_atomically(path, render(data))
     except OSError as error:
-        reason = error.strerror or error
-        raise OpenCoCaError(f"can't write {path} ({reason}); free some space or choose another folder") from error
+        raise OpenCoCaError(unwritable(path, error)) from error
     return path

@@ -127,7 +127,7 @@ def _plots(table: Table, i: int) -> Html:
             )
         )
     scale = f"{number(low, measure.unit)} to {number(high, measure.unit)}"
-    titles = ("setting", scale, "mean [least, greatest]", "less the reference [95%]")
+    titles = ("setting", scale, "mean [least, greatest]", "difference from the reference [95%]")
     drawn = wide_table((tag("th", title, scope="col") for title in titles), rows, "models stack")
     return join([tag("h3", measure.name, tag("small", f"{measure.better} is better")), drawn])
 

@@ -42,7 +42,7 @@ def verdict(exact: bool, truth: Sequence[tuple[str, bool]], generated: Sequence[
     elif not generated:
         sign, style, words = "✗", "wrong", "no caption"
     elif wrong:
-        sign, style, words = "✗", "wrong", f"{count(wrong, 'word')} off"
+        sign, style, words = "✗", "wrong", f"{count(max(wrong, missed), 'word')} off"
     elif missed:
         sign, style, words = "✗", "wrong", f"{count(missed, 'word')} missing"
     else:
@@ -78,7 +78,8 @@ def card(example: Example) -> Html:
     if example.before:
         body += [tag("p", "caption before", class_="label"), tag("p", example.before, dir="auto", class_="true")]
     if found:
-        body += [tag("p", "captions it finds", class_="label"), tag("ol", *found, class_="found")]
+        names = tag("span", "captions it finds"), " ", tag("span", "cosine similarity")
+        body += [tag("p", *names, class_="label ends"), tag("ol", *found, class_="found")]
     return tag("article", head, *body, class_="card")
 
 

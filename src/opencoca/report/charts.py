@@ -12,6 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 42, 50, 10, 36
 MANY = 60  # from this many points on, a noisy line gets a smooth one over it
 NOISY = 4  # a line is noisy that goes up and down this many times its whole height
 FEW = 25  # up to this many, each point is a dot
+FROM_ZERO = 0.8  # the axis begins at 0 where the lowest value is at most this share of the highest
 SPARE = 600  # a drawn line needs no more points than this
 STYLES = 4
 
@@ -103,9 +104,11 @@ def chart(data: Chart) -> Html | None:
     keys = [
         tag("span", swatch(i), tag("bdi", name), class_="key")
         for i, (name, _, _) in enumerate(lines)
-        if len(lines) > 1 or data.references
+        if len(lines) > 1 or data.references or _levels(data)
     ]
-    keys += [tag("span", _swatch("reference"), tag("bdi", one.name), class_="key") for one in data.references]
+    compared = [one.name for one in data.references]
+    compared += [f"{name} {number(value, data.unit)}" for name, value in _levels(data)]
+    keys += [tag("span", _swatch("reference"), tag("bdi", name), class_="key") for name in compared]
     unit = tag("span", data.unit, class_="unit") if data.unit not in ("", "%") else ""
     return tag(
         "figure",
@@ -122,6 +125,15 @@ def chart(data: Chart) -> Html | None:
         ),
         class_="chart-box",
     )
+
+
+def is_smoothed(data: Chart) -> bool:
+    """Whether the chart has a faint line of measured values below a smooth one."""
+    return any(points and smooth(points) is not points for points in (finite(curve.points) for curve in data.curves))
+
+
+def _levels(data: Chart) -> list[tuple[str, float]]:
+    return [(name, value) for name, value in data.levels if math.isfinite(value)]
 
 
 def swatch(index: int) -> Html:
@@ -143,8 +155,9 @@ def _axes_and_lines(lines, ends: list[str], data: Chart) -> list[Html]:
     references = [points for curve in data.references if (points := finite(curve.points))]
     xs = [x for points in (*(points for _, points, _ in lines), *references) for x, _ in points]
     ys = [y for points in (*(points for _, points, _ in lines), *references) for _, y in points]
+    ys += [value for _, value in _levels(data)]
     low, high = data.y_range or (min(ys), max(ys))
-    if 0 <= low <= high / 2 or low == high >= 0:
+    if data.y_range is None and (0 <= low <= FROM_ZERO * high or low == high >= 0):
         low = 0.0
     if low == high:
         low, high = (0.0, 1.0) if high == 0 else (2 * high, 0.0)
@@ -178,6 +191,7 @@ def _axes_and_lines(lines, ends: list[str], data: Chart) -> list[Html]:
         drawn.append(tag("text", label, x=at_x(value), y=HEIGHT - BOTTOM + 15, text_anchor="middle"))
     drawn.append(tag("text", data.x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 5, text_anchor="middle"))
     drawn += [path(points, "reference") for points in references]
+    drawn += [path([(left, value), (right, value)], "reference") for _, value in _levels(data)]
     drawn += [path(raw, f"raw l{i % STYLES}") for i, (_, raw, line) in enumerate(lines) if raw is not line]
     heights = [at_y(line[-1][1]) for _, _, line in lines]
     labels = spread(heights, 12, TOP, HEIGHT - BOTTOM)

@@ -25,7 +25,7 @@ class Chart:
     Fields: title; unit of the values ("nats", "%", "samples/s", or "" for none), where "%" wants values of 0 to 100;
       curves (up to four stay easy to tell apart); x_label names the horizontal axis; x_names stand at 0, 1, ... of it
       instead of numbers; x_range and y_range are the ends of the axes, by default those of the values; references are
-      drawn faintly, to compare the curves with.
+      drawn faintly, to compare the curves with; so are levels, (name, value), from one side to the other: chance, say.
     """
 
     title: str
@@ -36,6 +36,7 @@ class Chart:
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
     references: Sequence[Curve] = ()
+    levels: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Example:
 
     Fields: png, the bytes of a small PNG file (about 100 pixels a side is plenty); truth and generated captions;
       exact, whether they count as equal; retrieved, the best captions found, best first (three read well); before, the
-      caption that an earlier model gave, if there was one.
+      caption that an earlier model gave, if there was one; held_out, the name of its list, where there are several.
     """
 
     png: bytes
@@ -95,6 +96,7 @@ class Example:
     exact: bool
     retrieved: Sequence[Retrieved] = ()
     before: str = ""
+    held_out: str = ""
 
     def __post_init__(self) -> None:
         if not self.png.startswith(PNG_SIGNATURE):
@@ -146,7 +148,8 @@ class ReportData:
       charts: learning curves, in reading order.
       results: one table per held-out list; figures with `headline` stand at the top of the page too.
       controls: (name, what it is in a sentence) for the controls that figures and confusions name.
-      grid: held-out examples; the first six also stand at the top, so put them in an order that nobody chose.
+      grid: held-out examples, each list's together, below the name and description that `results` has of it; the first
+        six also stand at the top, so put them in an order that nobody chose.
       grid_note: a sentence that says how the examples were drawn.
       confusions: zero-shot classifications.
       next_steps: (sentence, command) to try now.

@@ -140,7 +140,7 @@ def _differences(data: EvaluationPage) -> Section:
                 tag("td", _p_text(difference.p), class_="sure" if difference.p < SURE else "p"),
             )
         )
-    titles = ("evaluation", "", "0 in the middle, each on its own scale", "", "")
+    titles = ("evaluation", "", "0 in the middle, each on its own scale", "", "by Holm's rule")
     table = wide_table((tag("th", title) for title in titles), rows, "models stack")
     return "differences", "Differences", join([tag("p", intro, class_="intro"), table])
 
@@ -164,23 +164,31 @@ def _all(data: EvaluationPage) -> Section:
             *(tag("th", model, scope="col", dir="auto") for model in data.models),
         ]
         others = data.models[1:] if any(row.differences for row in table.rows) else ()
-        head += [tag("th", f"less {other}", scope="col", dir="auto") for other in others]
+        head += [tag("th", f"difference from {other}", scope="col", dir="auto") for other in others]
         head += [tag("th", "chance", scope="col")] if any(row.chance is not None for row in table.rows) else []
         rows = []
         for row in table.rows:
             cells = [tag("td", *value_text(cell, row.unit), class_="value") for cell in row.cells]
             for i in range(len(others)):
                 difference = row.differences[i] if i < len(row.differences) else None
-                cells.append(tag("td", *_told(difference, row.unit)))
+                cells.append(tag("td", *_told(difference, row.unit, row.headline)))
             cells += [tag("td", number(row.chance, row.unit))] if len(head) > 1 + len(cells) else []
-            name = tag("b", row.name) if row.headline else row.name
-            rows.append(tag("tr", tag("th", name, scope="row"), *cells))
+            name = [tag("b", row.name) if row.headline else row.name]
+            if all(cell.low is None for cell in row.cells) and any(cell.value is not None for cell in row.cells):
+                name.append(tag("span", "of the whole list, no interval", class_="note"))
+            rows.append(tag("tr", tag("th", *name, scope="row"), *cells))
         parts += [
             tag("h3", table.name, dir="auto"),
             tag("p", table.line, class_="note", dir="auto") if table.line else "",
             wide_table(head, rows, "models"),
             terms(table.facts, "terms") if table.facts else "",
         ]
+    if any(row.differences for table in data.tables for row in table.rows):
+        intro = (
+            "p is of a two-sided sign-flip test. That of a headline (in bold) is made larger for the number of "
+            "headlines by Holm's rule, and says so; others are of each figure alone."
+        )
+        parts.insert(0, tag("p", intro, class_="intro"))
     return "figures", "Every figure", join(parts)
 
 
@@ -212,10 +220,11 @@ def _round_up(value: float, unit: str) -> float:
     return min(top, 100.0) if unit == "%" else top
 
 
-def _told(difference: Difference | None, unit: str) -> list[Html | str]:
+def _told(difference: Difference | None, unit: str, headline: bool) -> list[Html | str]:
     if difference is None:
         return [DASH]
-    p = tag("span", f" {_p_text(difference.p)}", class_="sure" if difference.p < SURE else "p")
+    rule = " (Holm)" if headline else ""
+    p = tag("span", f" {_p_text(difference.p)}{rule}", class_="sure" if difference.p < SURE else "p")
     return [_signed(difference.value, unit), p]
 
 

@@ -2,10 +2,11 @@
 
 import base64
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 from opencoca.report import captions, charts, tables
-from opencoca.report.data import Link, ReportData
+from opencoca.report.data import Example, Link, ReportData, Results
 from opencoca.report.markup import Html, count, join, tag
 from opencoca.report.style import CSS
 
@@ -62,7 +63,7 @@ def _top(data: ReportData) -> list[Html]:
         if figure.headline
     ]
     if tiles:
-        parts.append(tag("ul", *tiles, class_="tiles"))
+        parts += [tables.legend(data.results), tag("ul", *tiles, class_="tiles")]
     if data.grid:
         parts.append(captions.strip(data.grid[:GLANCE]))
     return parts
@@ -85,12 +86,6 @@ def _results(data: ReportData) -> Section:
 def _grid(data: ReportData) -> Section:
     if not data.grid:
         return None
-    total = len(data.grid)
-    exact = sum(example.exact for example in data.grid)
-    first = sum(example.retrieved[0].is_truth for example in data.grid if example.retrieved)
-    asked = sum(bool(example.retrieved) for example in data.grid)
-    tally = f" Exact captions: {exact:,} of {total:,}."
-    tally += f" True caption found first: {first:,} of {asked:,}." if asked else ""
     legend = [
         tag("mark", "Wavy words"),
         " are not in the true caption at that place, ",
@@ -98,8 +93,27 @@ def _grid(data: ReportData) -> Section:
         " are missing from the generated one.",
     ]
     note = [tag("span", data.grid_note, dir="auto")] if data.grid_note else []
-    intro = tag("p", *note, tally, " ", *(legend if exact < total else ()), class_="intro")
-    return "examples", "Pictures it never saw", join([intro, tag("div", *map(captions.card, data.grid), class_="grid")])
+    missed = not all(example.exact for example in data.grid)
+    parts = [tag("p", *note, _tally(data.grid), " ", *(legend if missed else ()), class_="intro")]
+    lists = {section.name: section for section in data.results}
+    for name, group in itertools.groupby(data.grid, key=lambda example: example.held_out):
+        examples = list(group)
+        if name:
+            section = lists.get(name, Results(name, "", len(examples), ()))
+            shown = f"{len(examples)} of {count(section.pictures, 'picture')}"
+            parts.append(tag("h3", tag("span", name, dir="auto"), " ", tag("small", shown)))
+            parts.append(tag("p", tag("span", section.description, dir="auto"), _tally(examples), class_="intro"))
+        parts.append(tag("div", *map(captions.card, examples), class_="grid"))
+    return "examples", "Pictures it never saw", join(parts)
+
+
+def _tally(examples: Sequence[Example]) -> str:
+    """How many of the examples are right."""
+    exact = sum(example.exact for example in examples)
+    asked = [example for example in examples if example.retrieved]
+    first = sum(example.retrieved[0].is_truth for example in asked)
+    found = f" True caption found first: {first:,} of {len(asked):,}." if asked else ""
+    return f" Exact captions: {exact:,} of {len(examples):,}.{found}"
 
 
 def _confusions(data: ReportData) -> Section:
@@ -115,7 +129,9 @@ def _charts(data: ReportData) -> Section:
     shown = charts.side_by_side(data.charts)
     if shown is None:
         return None
-    intro = "Faint lines are measured values, strong lines the same smoothed; the number is where a line ends."
+    intro = "The number is where a line ends."
+    if any(map(charts.is_smoothed, data.charts)):
+        intro = "Faint lines are measured values, strong lines the same smoothed; the number is where a line ends."
     return "training", "How it learnt", join([tag("p", intro, class_="intro"), shown])
 
 

@@ -84,6 +84,7 @@ vertical-align:bottom;overflow-wrap:normal;min-width:5rem;max-width:8rem}
 .said{font-weight:550}
 .card p{margin:0}
 .card .label{margin-top:.55rem;font-size:.78rem}
+.card .ends{display:flex;justify-content:space-between;gap:.5rem}
 .verdict{font-size:.8rem;font-weight:600}
 .verdict.right{color:var(--accent)}.verdict.wrong{color:var(--wrong)}.verdict.near{color:var(--soft)}
 mark{background:none;color:var(--wrong);text-decoration:underline wavy var(--wrong) 1px;text-underline-offset:.2em}
@@ -114,6 +115,8 @@ figcaption{font-size:.92rem;margin-bottom:.35rem}
 .keys{display:flex;flex-wrap:wrap;gap:.1rem 1rem;color:var(--soft);font-size:.82rem}
 .key{display:inline-flex;align-items:center;gap:.4rem}
 .swatch{width:22px;height:10px}
+p.keys{margin:2rem 0 0}p.keys+.tiles{margin-top:.6rem}
+.grid+h3{margin-top:2.2rem}h3+.intro{margin-bottom:.9rem}
 .chart{display:block;width:100%;height:auto}
 .chart text{font-size:10.5px;fill:var(--soft)}
 .chart .end{font-weight:650;font-size:11px}

@@ -27,6 +27,23 @@ def headline(figure: Figure, where: str) -> Html:
     )
 
 
+def legend(sections: Sequence[Results]) -> Html | str:
+    """What the parts of the tiles' bars are, of those that occur."""
+    drawn = [figure for section in sections for figure in section.figures if figure.headline and bar(figure)]
+    parts = []
+    if drawn:
+        parts.append((tag("rect", x=0, y=2, width=22, height=6, class_="value"), "this model"))
+    if any(best_control(figure.controls) for figure in drawn):
+        parts.append((tag("rect", x=0, y=4, width=22, height=2, class_="control"), "its best control"))
+    if any(figure.chance is not None for figure in drawn):
+        parts.append((tag("line", x1=11, x2=11, y1=0, y2=10, class_="chance"), "chance"))
+    keys = [
+        tag("span", tag("svg", shape, viewBox="0 0 22 10", aria_hidden="true", class_="bar swatch"), name, class_="key")
+        for shape, name in parts
+    ]
+    return tag("p", *keys, class_="keys") if keys else ""
+
+
 def _separated(texts: Sequence[str]) -> list[str]:
     """Texts with dots between, each of which keeps its number on its last word's line."""
     spans = [tag("bdi", text.rpartition(" ")[0] + "\N{NO-BREAK SPACE}" + text.rpartition(" ")[2]) for text in texts]

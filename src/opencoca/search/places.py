@@ -10,6 +10,7 @@ from opencoca.errors import DataError
 from opencoca.search import manifest
 
 HERE = ".opencoca"
+CACHE_REPAIR = "search without an index by --no-cache, or keep it beside the pictures: coca index {folder} --here"
 
 
 def index_folder(folder: Path) -> Path:

@@ -12,6 +12,7 @@ from opencoca.data.pixels import open_picture
 from opencoca.errors import DataError
 from opencoca.report.markup import Html, count, escape, join, tag
 
+FAINT = "Faint pictures are weak matches: no better than what unrelated words find."
 THUMBNAIL_PX = 320  # twice what is shown, for sharp screens
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 STYLE = """
@@ -52,6 +53,8 @@ class Cell(NamedTuple):
 def sheet(title: str, note: str, groups: Sequence[tuple[str, Sequence[Cell]]]) -> str:
     """The page: groups of pictures, each under its heading ("" for none)."""
     body = [tag("h1", title), tag("p", note)]
+    if not all(cell.good for _, cells in groups for cell in cells):
+        body.append(tag("p", FAINT))
     for heading, cells in groups:
         if heading:
             body.append(tag("h2", heading, " ", tag("span", f"· {count(len(cells), 'picture')}", class_="score")))

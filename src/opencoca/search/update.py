@@ -37,18 +37,21 @@ TAKEN = ((0x8769, 36867), (0x8769, 36868), (0, 306))  # DateTimeOriginal, DateTi
 
 @dataclass
 class Counts:
-    """What an update did: pictures that passed through the model, were known, moved, or are gone; and the bad ones."""
+    """What an update did: pictures that passed through the model, were known, are copies of others, moved, or are gone;
+    and the bad ones, of which an update before this one has named those in `named_before`."""
 
     encoded: int = 0
     same: int = 0
+    copies: int = 0
     moved: int = 0
     removed: int = 0
     captioned: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
+    named_before: int = 0
 
     @property
     def pictures(self) -> int:
-        return self.encoded + self.same + self.moved
+        return self.encoded + self.same + self.copies + self.moved
 
 
 class Progress(NamedTuple):
@@ -67,13 +70,15 @@ def update(
     captions: bool | None = None,
     anew: bool = False,
     on_bad: OnBad = lambda path, error: None,
+    on_named: OnBad | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     listing: Listing | None = None,
 ) -> Counts:
     """Makes the index of a folder say what is in it now; what was done so far is kept when this is interrupted.
 
     Args: index is its place (by default where one is, else in the user's cache). captions: whether to write captions;
-      None does as the index did so far, and a new one gets none. anew: forget what is there.
+      None does as the index did so far, and a new one gets none. anew: forget what is there. on_named gets the bad
+      pictures that an update before this one gave to on_bad, unless None: then on_bad gets them again.
     Raises: DataError where another process is indexing, the index is damaged, or another model made it.
     """
     index = index or index_folder(folder)
@@ -85,7 +90,7 @@ def update(
         else:
             found = Manifest(str(folder.resolve()), fingerprint, model_name, predictor.model.config.embed_dim)
         wanted = found.captions if captions is None else captions
-        update = _Update(folder, predictor, Writer(index, folder, found), wanted, on_bad, on_progress)
+        update = _Update(folder, predictor, Writer(index, folder, found), wanted, on_bad, on_named, on_progress)
         with contextlib.closing(update.writer):
             return update.run(listing or listed(folder))
 
@@ -124,10 +129,11 @@ class _Update:
         writer: Writer,
         captions: bool,
         on_bad: OnBad,
+        on_named: OnBad | None,
         on_progress: Callable[[Progress], None],
     ) -> None:
         self.folder, self.predictor, self.writer, self.captions = folder, predictor, writer, captions
-        self.on_bad, self.on_progress = on_bad, on_progress
+        self.on_bad, self.on_named, self.on_progress = on_bad, on_named or on_bad, on_progress
         self.counts = Counts()
         self.known = writer.table.known()
         self.waiting: dict[bytes, list[_Digested]] = {}  # files whose contents are on their way through the model
@@ -184,7 +190,8 @@ class _Update:
                 self.counts.same += 1
             elif seen.path in bad and bad[seen.path][:2] == (seen.modified_ns, seen.bytes):
                 self.unreadable += 1
-                self._bad(seen.path, bad[seen.path][2])
+                self.counts.named_before += 1
+                self._bad(seen.path, bad[seen.path][2], self.on_named)
             else:
                 todo.append(seen)
         return todo
@@ -204,7 +211,7 @@ class _Update:
                 for one in files:
                     self.writer.table.put_file(one.seen, first + i)
                 self.counts.encoded += 1
-                self.counts.same += len(files) - 1
+                self.counts.copies += len(files) - 1
             self.counts.captioned += sum(caption is not None for caption in captions)
             self._tell()
             self._commit_now_and_then()
@@ -256,7 +263,10 @@ class _Update:
             self.counts.moved += 1
         else:
             self.writer.table.put_file(seen, row)
-            self.counts.same += 1
+            if seen.path in self.known:
+                self.counts.same += 1
+            else:
+                self.counts.copies += 1
         self._tell()
 
     def _caption_the_rest(self) -> None:
@@ -284,9 +294,9 @@ class _Update:
         self.writer.table.put_bad(seen, what)
         self._bad(seen.path, what)
 
-    def _bad(self, path: str, what: str) -> None:
+    def _bad(self, path: str, what: str, tell: OnBad | None = None) -> None:
         self.counts.bad.append((path, what))
-        self.on_bad(self.folder / path, DataError(f"{self.folder / path} {what}"))
+        (tell or self.on_bad)(self.folder / path, DataError(f"{self.folder / path} {what}"))
 
     # --- commits ------------------------------------------------------------------------------------------------
 

@@ -127,6 +127,8 @@ def make_router(service: Service) -> APIRouter:
         labels, templates = checked_labels(wanted.labels), checked_templates(wanted.templates)
         if wanted.unknown and "unknown" in labels:
             raise invalid("a label is named 'unknown', as the extra one; rename it")
+        if len(labels) == 1 and not (wanted.unknown or wanted.multi_label):
+            raise invalid(f"{labels[0]!r} is the only label, so there is nothing to choose; give two, as in cat,dog")
         want = Labels(labels, templates, wanted.unknown, wanted.multi_label)
 
         rows = await while_there(request, engine.ask(pictures, want))

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import time
 import zlib
 from collections import OrderedDict, defaultdict
@@ -37,6 +38,7 @@ from opencoca.types import ImageFeatures
 READERS = max(1, min(4, (os.cpu_count() or 2) // 2))  # each may hold a whole picture: `Limits.pixels` times 12 bytes
 LABEL_SETS = 64  # of which embeddings are kept
 TEXTS_A_JOB = 16  # so many texts take as much of the queue as a picture
+TOO_LARGE = re.compile(r" has (\d+ x \d+ pixels, )?more than \d+.*", re.DOTALL)  # how `open_picture` says it
 log = logging.getLogger("opencoca.serve")
 Partial = Callable[[str], None]
 
@@ -205,13 +207,15 @@ class Engine:
         self.batcher.submit(job)
 
     def _square(self, picture: Callable[[], bytes], place: int) -> Square:
+        name = f"images[{place}]"
         try:
-            image = open_picture(picture(), self.limits.pixels, f"images[{place}]")
+            image = open_picture(picture(), self.limits.pixels, name)
             pixels = to_square(image, self.predictor.config.model.vision.image_size_px, self.predictor.config.pixels)
-        except DataError:
+        except DataError as error:
+            if TOO_LARGE.fullmatch(str(error)[len(name) :]):
+                raise PictureError(f"{name} has more than {_pixels(self.limits.pixels)}; make it smaller") from None
             raise PictureError(
-                f"images[{place}] can't be read as a picture; give a whole JPEG, PNG, WebP, GIF, BMP or AVIF file "
-                f"of at most {self.limits.pixels} pixels"
+                f"{name} can't be read as a picture; give a whole JPEG, PNG, WebP, GIF, BMP or AVIF file"
             ) from None
         return Square(pixels, hashlib.blake2b(pixels.tobytes(), digest_size=16).digest())
 
@@ -335,6 +339,10 @@ def _kind(job: Job) -> Hashable:
     if isinstance(job.want, Wording):
         return job.want._replace(prompt="", lead=0)
     return Question if isinstance(job.want, Question) else "texts" if job.square is None else job.want
+
+
+def _pixels(number: int) -> str:
+    return f"{number / 1e6:g} million pixels" if number >= 1e6 else f"{number:,} pixels"
 
 
 def _bytes(features: ImageFeatures) -> int:

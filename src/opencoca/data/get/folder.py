@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from opencoca.data.get.packages import Say, fetch, unpacked
 from opencoca.data.get.sets import DataSet, Files, Made, named
 from opencoca.data.manifest import MANIFEST, UNFINISHED, read_manifest
-from opencoca.errors import DataError
+from opencoca.errors import DataError, unwritable
 from opencoca.files import file_digest, write_atomically
 
 RECORD, FORMAT = "coca-data.json", "opencoca-data"
@@ -73,7 +73,7 @@ def _made(dataset: DataSet, folder: Path, files: Files) -> Made:
             shutil.rmtree(folder, ignore_errors=True)  # ours, or empty: `_record` has looked
             beside.rename(folder)
     except OSError as error:
-        raise DataError(f"can't write {folder} ({error.strerror}); free some space or name another") from error
+        raise DataError(unwritable(folder, error)) from error
     return made
 
 

@@ -107,7 +107,9 @@ def nothing_left(name: str, skipped: Sequence[tuple[str, str]]) -> DataError:
     if not skipped:
         return DataError(f"{name} has no pictures with captions; name other data")
     row, reason = skipped[0]
-    return DataError(f"{name}: none of {len(skipped)} could be used; the first: {row}: {reason}")
+    first = reason if any(f"/{word}".endswith(f"/{row}") for word in reason.split()) else f"{row}: {reason}"
+    lead = f"none of {len(skipped)} could be used; the first: "
+    return DataError(lead + first if first.startswith(f"{name} ") else f"{name}: {lead}{first}")
 
 
 def safe_path(value: Any, local: bool = True) -> str:

@@ -1,9 +1,10 @@
 // Pictures that were dropped, pasted or chosen: each a card with its caption, answers and bars.
 
 import { Refused, events, postPicture } from "./api.js";
-import { $, announce, copy, element, problem, toast } from "./dom.js";
+import { $, announce, copy, element, problem } from "./dom.js";
 
 const AT_ONCE = 4;
+const NAMED = 3; // files that are named where they are left out
 const cards = new Set();
 const waiting = [];
 let working = 0;
@@ -54,7 +55,9 @@ class Card {
       const words = error instanceof Refused ? error.message : "Something went wrong on this page.";
       if (!(error instanceof Refused)) console.error(error);
       this.captionAt.classList.remove("writing");
-      this.answersAt.append(problem(words.replace(/^images\[0\] /, "This ")));
+      const said = problem(words);
+      for (const one of this.answersAt.querySelectorAll(".problem")) if (one.textContent === said.textContent) one.remove();
+      this.answersAt.append(said);
     }
   }
 
@@ -121,9 +124,16 @@ function refresh() {
   $("how-many").textContent = cards.size === 1 ? "1 picture" : `${cards.size} pictures`;
 }
 
+function leftOut(names) {
+  if (!names.length) return "";
+  if (names.length === 1) return `${names[0]} is no picture; left out`;
+  const more = names.length > NAMED ? ` and ${names.length - NAMED} more` : "";
+  return `${names.slice(0, NAMED).join(", ")}${more} are no pictures; left out`;
+}
+
 export function add(files) {
   const pictures = [...files].filter((file) => file.type.startsWith("image/") || /\.(heic|heif|avif|tiff?|bmp|webp|jpe?g|png|gif)$/i.test(file.name));
-  if (pictures.length < files.length) toast("What is no picture was left out");
+  $("left-out").textContent = leftOut([...files].filter((file) => !pictures.includes(file)).map((file) => file.name));
   for (const file of pictures.reverse()) {
     const card = new Card(file, file.name || "pasted picture");
     cards.add(card);
@@ -135,6 +145,10 @@ export function add(files) {
 
 const SEPARATORS = { "\t": " ", "\r": " ", "\n": " " };
 const plain = (text) => text.replace(/[\t\r\n]/g, (found) => SEPARATORS[found]);
+
+function chosen() {
+  return [...new Set($("labels").value.split(",").map((label) => label.trim()).filter(Boolean))];
+}
 
 function inOrder() {
   return [...$("cards").children].map((root) => [...cards].find((card) => card.root === root));
@@ -171,10 +185,19 @@ export function setUp(take) {
   });
   $("classify").addEventListener("submit", (event) => {
     event.preventDefault();
-    const labels = [...new Set($("labels").value.split(",").map((label) => label.trim()).filter(Boolean))];
-    if (labels.length) for (const card of inOrder()) enqueue(() => card.classify(labels));
+    const labels = chosen();
+    if (labels.length < 2) {
+      $("labels").setCustomValidity("Give two labels or more, with commas between");
+      $("labels").reportValidity();
+      return;
+    }
+    for (const card of inOrder()) enqueue(() => card.classify(labels));
   });
+  $("labels").addEventListener("input", () => $("labels").setCustomValidity(""));
   $("copy-all").addEventListener("click", () => copy(inOrder().map(({ name, caption }) => `${plain(name)}\t${plain(caption)}`).join("\n")));
   $("save").addEventListener("click", save);
-  $("clear").addEventListener("click", () => { for (const card of [...cards]) card.remove(); });
+  $("clear").addEventListener("click", () => {
+    for (const card of [...cards]) card.remove();
+    $("left-out").textContent = "";
+  });
 }

@@ -44,6 +44,7 @@ export async function copy(text) {
   toast("Copied");
 }
 
+/** What went wrong, in words; the page sends one picture at a time, whose number says nothing. */
 export function problem(text) {
-  return element("p", { class: "problem", role: "alert" }, text);
+  return element("p", { class: "problem", role: "alert" }, text.replace(/^images\[0\] /, "This "));
 }

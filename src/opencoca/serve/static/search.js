@@ -36,7 +36,7 @@ function hitElement(hit) {
     element("div", { class: "text" },
       element("p", { class: "caption" }, words),
       hit.caption ? element("p", { class: "name", title: hit.name }, hit.name) : null,
-      hit.why ? element("p", { class: "quiet small" }, hit.why) : null,
+      element("p", { class: "quiet small" }, [hit.good ? "" : "weak match", hit.why].filter(Boolean).join(": ")),
       element("div", { class: "row" },
         element("button", { class: "plain", type: "button", "aria-label": `Copy: ${words}`, onclick: () => copy(words) }, "Copy"),
         element("button", { class: "plain", type: "button", "aria-label": `Similar to ${words}`, onclick: () => { forget(); $("query").value = `id:${hit.id}`; start(); } }, "Similar"))));
