@@ -16,7 +16,7 @@ from opencoca.config import (
 
 
 def quickstart() -> Config:
-    """4.4M parameters, 340 steps of 128 pairs: 16 epochs of 2,773 pictures.
+    """4.4M parameters, 320 steps of 128 pairs: 15 epochs of 2,773 pictures.
 
     Command: coca quickstart. Figures and hardware: benchmarks/results/quickstart.json. What was tried on the way there,
     on `val` alone: docs/LOG.md.
@@ -47,7 +47,7 @@ def quickstart() -> Config:
             pooler=PoolerConfig(num_queries=16),
         ),
         optim=OptimConfig(
-            steps=340,
+            steps=320,
             optimizer="muon",
             peak_lr=8e-3,
             muon_peak_lr=0.02,
