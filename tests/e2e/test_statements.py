@@ -84,11 +84,15 @@ def judged(left: tuple[str, str], right: tuple[str, str], side: str, colour: str
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that has read captions of drawings for a moment."""
+    """A model that has learnt for a moment to caption drawings."""
     folder = tmp_path_factory.mktemp("pretrained")
-    optim, run = {"steps": 60, "peak_lr": 4e-3}, {"seed": SEED, "checkpoint_every_steps": 60}
-    shards = write_shards(folder / "shards")
-    train_tiny(task_data.roomy(shards, optim=optim, data={"batch_size": 24}, run=run), folder / "run")
+    sections = {
+        "loss": {"contrastive_weight": 0.0},
+        "optim": {"steps": 150, "peak_lr": 2e-3},
+        "data": {"batch_size": 24},
+        "run": {"seed": SEED, "checkpoint_every_steps": 150},
+    }
+    train_tiny(task_data.roomy(write_shards(folder / "shards"), **sections), folder / "run")
     return folder / "run"
 
 
