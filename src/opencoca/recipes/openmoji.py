@@ -54,7 +54,7 @@ def quickstart() -> Config:
             warmup_steps=12,
             weight_decay=0.05,
         ),
-        data=DataConfig(folder="data/openmoji", batch_size=128, first_caption=0.75, clump_size=6, tokenizer="openmoji"),
+        data=DataConfig(folder="data/openmoji", batch_size=128, first_caption=0.6, clump_size=6, tokenizer="openmoji"),
         pixels=PixelConfig(mean=(0.82, 0.82, 0.82), std=(0.3, 0.3, 0.3)),
         run=RunConfig(precision="fp32", log_every_steps=10, eval_every_steps=50, checkpoint_every_steps=50),
     )
