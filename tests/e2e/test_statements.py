@@ -17,7 +17,8 @@ from tests.support import train_tiny, write_shards
 
 import opencoca
 from opencoca.cli.main import main
-from opencoca.data.questions import open_questions
+from opencoca.data.questions import Question, open_questions
+from opencoca.eval.questions import answer_all
 
 pytestmark = pytest.mark.timeout(600)
 SEED = 0
@@ -174,5 +175,15 @@ def test_pictures_that_are_swapped_change_the_answers(pairs: Path, tables: Path,
         found = measured(pairs, split)[1]
         for side in ("accuracy/left", "accuracy/right"):
             assert found[side] > blind + 0.1, f"{split}, {side}: without the order it is {blind} at most, of {found}"
-    found = evaluated(pairs, f"{tables / 'pairs.csv'}#swapped", tmp_path / "out.json")
-    assert found == pytest.approx(classifier["accuracy"])
+    table, predictor = str(tables / "pairs.csv"), opencoca.load(pairs, device="cpu")
+    said: list[list[tuple[Question, str]]] = []
+    for split in ("val", "swapped"):
+        source = open_questions(table, split)
+        answers, skipped = answer_all(predictor, source)
+        assert not skipped
+        said.append([(question, answers[question.key]) for question in source.questions])
+    turned = [(was, now) for (q, was), (r, now) in zip(*said, strict=True) if q.answers != r.answers]
+    assert len(turned) == len(said[0]) // 3, "half of those that name a side"
+    flipped = sum(was != now for was, now in turned) / len(turned)
+    assert flipped > 0.5 + MARGIN, f"{flipped:.2f}: without the order it is 0, and 1/2 by chance"
+    assert evaluated(pairs, f"{table}#swapped", tmp_path / "out.json") == pytest.approx(classifier["accuracy"])
