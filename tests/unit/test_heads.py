@@ -145,6 +145,58 @@ def test_answers_are_the_heads_unless_words_are_wanted() -> None:
     assert coca.answer(PICTURES, "red?", beams=1) == plain.answer(PICTURES, "red?", beams=1)
 
 
+def test_statements_about_pairs_are_judged_whatever_the_batches() -> None:
+    coca = predictor(VQA, PAIR)
+    pairs = [(left, right) for left, right in zip(PICTURES, PICTURES[3:], strict=False)]
+    statements = ["both are red", "left is a bar", "right is", "both are", "same"]
+    found = coca.judge(pairs, statements)
+    tokens = coca.encode_images([picture for pair in pairs for picture in pair]).tokens
+    assert torch.allclose(found, heads.answer_logits(coca, PAIR, tokens, statements).softmax(dim=1), atol=1e-6)
+    assert not torch.allclose(found, coca.judge([(right, left) for left, right in pairs], statements), atol=1e-4)
+    for batch_size in (1, 3, 4):
+        small = Predictor(coca.model, coca.tokenizer, coca.config, batch_size)
+        for given in (pairs, (list(pair) for pair in pairs)):
+            assert torch.allclose(small.judge(given, statements), found, atol=1e-6)
+    assert torch.equal(coca.judge(pairs, statements, head="nlvr2"), found)
+    assert coca.judge(PICTURES, "red?").shape == (8, 3) and coca.judge(iter(PICTURES), "red?").shape == (8, 3)
+    assert predictor(PAIR).judge([], "same").shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("with_heads", "images", "head", "told"),
+    [
+        ((PAIR,), PICTURES, None, "no head for questions about one picture: its head 'nlvr2' takes 2 .* give pairs"),
+        (
+            (PAIR, VQA),
+            PICTURES,
+            "nlvr2",
+            "^this model's head 'nlvr2' takes 2 pictures for each, and 1 is given",
+        ),
+        ((VQA,), [PICTURES[:2]], None, "about 2 pictures: its head 'vqa' takes one picture .* give one picture for"),
+        (
+            (PAIR, VQA),
+            [PICTURES[:2]],
+            "vqa",
+            "^this model's head 'vqa' takes one picture for each, and 2 are",
+        ),
+        ((PAIR,), [PICTURES[:3]], None, "and 3 are given; give pairs"),
+    ],
+)
+def test_pictures_that_are_too_few_or_many_for_the_head_are_refused(with_heads, images, head, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        predictor(*with_heads).judge(images, "red?", head=head)
+
+
+def test_pairs_with_odd_ones_among_them_are_refused() -> None:
+    coca = predictor(PAIR, VQA)
+    with pytest.raises(DataError, match=r"images\[1\] is one picture and images\[0\] 2; give as many for each"):
+        coca.judge([PICTURES[:2], PICTURES[2]], "same")
+    with pytest.raises(DataError, match=r"images\[1\] is 3 pictures"):
+        coca.judge([PICTURES[:2], PICTURES[:3]], "same")
+    with pytest.raises(DataError, match="there are 2 questions for 1 groups of pictures"):
+        coca.judge([PICTURES[:2]], ["same", "both"])
+
+
 def test_what_the_model_has_no_head_for_is_said() -> None:
     with pytest.raises(ConfigError, match="no head for labels of pictures; train one with `coca recognise`"):
         predictor(VQA).recognise(PICTURES)

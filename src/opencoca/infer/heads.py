@@ -26,9 +26,22 @@ def head_for(
 ) -> HeadConfig:
     """The model's head of that kind: the one called `name`, else the last one that was added.
 
+    pictures: the head must take so many for each sample; None takes any.
+
     Raises: ConfigError where there is none, or none of that name.
     """
-    fitting = [h for h in predictor.model.config.heads if h.reads == reads and pictures in (None, h.pictures)]
+    of_kind = [head for head in predictor.model.config.heads if head.reads == reads]
+    fitting = [head for head in of_kind if pictures in (None, head.pictures)]
+    others = [head for head in of_kind if head not in fitting and name in (None, head.name)]
+    if pictures is not None and others and (name is not None or not fitting):
+        about = "this model's"
+        if name is None:
+            about = f"this model has no head for {WHAT[reads]} about {_counted(pictures)}: its"
+        wanted = "pairs, (left, right)" if others[-1].pictures == 2 else _counted(others[-1].pictures)
+        raise ConfigError(
+            f"{about} head {others[-1].name!r} takes {_counted(others[-1].pictures)} for each, and {pictures} "
+            f"{'is' if pictures == 1 else 'are'} given; give {wanted} for each"
+        )
     if not fitting:
         trained_by = "coca recognise" if reads == "encoder" else "coca vqa"
         raise ConfigError(f"this model has no head for {WHAT[reads]}; train one with `{trained_by}`")
@@ -73,6 +86,10 @@ def question_ids(predictor: Predictor, question: str, spare: int = 0) -> list[in
     if len(ids) > room:
         raise DataError(f"question {question[:40]!r} has {len(ids)} tokens and {room} fit; shorten it")
     return ids
+
+
+def _counted(pictures: int) -> str:
+    return "one picture" if pictures == 1 else f"{pictures} pictures"
 
 
 def _names(heads: Sequence[HeadConfig]) -> list[str]:

@@ -16,7 +16,7 @@ from opencoca.config import Config
 from opencoca.config_tree import not_default
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.errors import ConfigError, DataError
-from opencoca.infer import captioning, heads, likelihood, stream, zeroshot
+from opencoca.infer import captioning, groups, heads, likelihood, stream, zeroshot
 from opencoca.infer.calibration import Calibration, fit
 from opencoca.infer.captioning import Caption, Described, GenerationChanges
 from opencoca.infer.probe import Probe
@@ -141,20 +141,25 @@ class Predictor:
         """
         if not changes and any(head.reads == "decoder" and head.pictures == 1 for head in self.model.config.heads):
             head = heads.head_for(self, "decoder", pictures=1)
-            return [head.labels[best] for best in self.judge(images, questions).argmax(dim=1).tolist()]
+            return [head.labels[best] for best in self.judge(images, questions, head=head.name).argmax(dim=1).tolist()]
         return captioning.answer(self, images, questions, changes)
 
-    def judge(self, images: Pictures, questions: str | Sequence[str], *, head: str | None = None) -> Tensor:
+    def judge(
+        self, images: Pictures | groups.Groups, questions: str | Sequence[str], *, head: str | None = None
+    ) -> Tensor:
         """Probabilities float32 [I,L] of the answers that a head for questions knows (its `HeadConfig.labels`).
 
-        Raises: ConfigError where the model has no such head.
+        A head for two pictures takes pairs, [(left, right), ...]. By default it is the last one that takes as many.
+
+        Raises: ConfigError where the model has no such head; DataError where pairs and single pictures are mixed.
         """
-        chosen = heads.head_for(self, "decoder", head, pictures=1)
-        question_at = one_each(questions, images, "questions", lambda text: text)
+        given = groups.counted(images)
+        chosen = heads.head_for(self, "decoder", head, given.pictures)
+        per = "groups of pictures" if given.grouped else "pictures"
+        question_at = one_each(questions, given.images, "questions", lambda text: text, per)
         parts = [torch.empty(0, len(chosen.labels))]
-        for batch in self.squares(images):
-            asked = [question_at(place) for place in batch.places]
-            parts.append(heads.answer_logits(self, chosen, self.encode_squares(batch.squares).tokens, asked))
+        for places, tokens in groups.encoded(self, given):
+            parts.append(heads.answer_logits(self, chosen, tokens, [question_at(place) for place in places]))
         return torch.cat(parts).softmax(dim=-1)
 
     def score(self, images: Pictures, texts: str | Sequence[str]) -> Tensor:

@@ -54,7 +54,7 @@ def each_picture(images: Pictures) -> Iterator[Picture]:
         yield from images
     elif isinstance(images, np.ndarray) and images.ndim == 1 and images.dtype.kind in "OU":
         yield from images.tolist()
-    elif _is_one(images):
+    elif is_one(images):
         yield cast(Picture, images)
     elif isinstance(images, Iterable) and getattr(images, "ndim", 1) > 0:
         yield from cast(Iterable[Picture], images)
@@ -62,6 +62,14 @@ def each_picture(images: Pictures) -> Iterator[Picture]:
         raise DataError(
             f"images can't be a {type(images).__name__}; give a path, bytes, a PIL image or a uint8 array, or many"
         )
+
+
+def is_one(images: object) -> bool:
+    """True for what is one picture, and not many."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim in (2, 3)
+    one = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
+    return isinstance(images, one) or hasattr(images, "read")
 
 
 def squares(
@@ -114,9 +122,15 @@ def looked_up(squares: np.ndarray, pixels: PixelConfig, device: torch.device) ->
 
 
 def one_each(
-    values: str | Sequence[str], images: Pictures | Sized, what: str, convert: Callable[[str], T]
+    values: str | Sequence[str],
+    images: Pictures | Sized,
+    what: str,
+    convert: Callable[[str], T],
+    per: str = "pictures",
 ) -> Callable[[int], T]:
     """The converted value of the picture in each place: one string for all of them, or one each.
+
+    per: what an error calls that which stands in each place.
 
     Raises: DataError where there are more or fewer than pictures, at once if the number of pictures is known.
     """
@@ -124,16 +138,16 @@ def one_each(
         value = convert(values)
         return lambda place: value
     if not isinstance(values, Iterable):
-        raise DataError(f"{what} can't be a {type(values).__name__}; give one for all pictures, or a list of one each")
+        raise DataError(f"{what} can't be a {type(values).__name__}; give one for all {per}, or a list of one each")
     values = list(values)
-    count = 1 if _is_one(images) else len(images) if isinstance(images, Sized) else None
+    count = 1 if is_one(images) else len(images) if isinstance(images, Sized) else None
     if count is not None and count != len(values):
-        raise DataError(f"there are {len(values)} {what} for {count} pictures; give one for all, or one each")
+        raise DataError(f"there are {len(values)} {what} for {count} {per}; give one for all, or one each")
     converted = [convert(value) for value in values]
 
     def value_at(place: int) -> T:
         if place >= len(converted):
-            raise DataError(f"there are {len(converted)} {what} and more pictures; give one for all, or one each")
+            raise DataError(f"there are {len(converted)} {what} and more {per}; give one for all, or one each")
         return converted[place]
 
     return value_at
@@ -153,7 +167,7 @@ def _read_ahead(
 ) -> Iterator[tuple[Picture, Future[np.ndarray]]]:
     """Each picture with its square to come; up to `ahead` more are being read, or wait."""
     waiting: deque[tuple[Picture, Future[np.ndarray]]] = deque()
-    many = not _is_one(images)
+    many = not is_one(images)
     with ThreadPoolExecutor(READERS, thread_name_prefix="opencoca-read") as pool:
         try:
             for i, picture in enumerate(each_picture(images)):
@@ -203,10 +217,3 @@ def _array(tensor: Tensor, name: str) -> np.ndarray:
     if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
         tensor = tensor.permute(1, 2, 0)
     return tensor.detach().cpu().numpy()
-
-
-def _is_one(images: object) -> bool:
-    if isinstance(images, np.ndarray | Tensor):
-        return images.ndim in (2, 3)
-    one = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
-    return isinstance(images, one) or hasattr(images, "read")
