@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -12,6 +13,9 @@ from opencoca.cli.main import Flag
 from opencoca.cli.options import Real, Settings, Whole
 from opencoca.cli.targets import check_folder
 from opencoca.cli.task_runs import From, say, told
+
+if TYPE_CHECKING:
+    from opencoca.jobs.task_runs import Outcome
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Args:
       coca vqa questions.csv --from drawings
       coca vqa data/easy-vqa --recipe easy_vqa --run runs/easy-vqa
       coca vqa vqa-v2/ --pictures coco/ --from hf:laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k --paper vqa
+      coca vqa nlvr2/ --from runs/snli-ve --name nlvr2 --run runs/both
       coca ask picture.png "what colour is the shape?" --model runs/easy-vqa
     """
 
@@ -44,6 +49,8 @@ class Args:
         arg(metavar="both|classify|generate", help_behavior_hint="(default: both)"),
     ] = "both"
     """Train a classifier over frequent answers, the decoder's own words, or both together."""
+    name: Annotated[str, arg(metavar="NAME")] = "vqa"
+    """What the model calls the classifier; one of that name that MODEL has already is replaced, any other is kept."""
     answers: Whole = None
     """Size of the classifier's vocabulary (default: 3129)."""
     rare: int = 1
@@ -79,6 +86,7 @@ def run(args: Args) -> int:
     check_folder(args.run)
     options = Options(
         mode=args.mode,
+        name=args.name,
         answers=args.answers or MOST_ANSWERS,
         rare=args.rare,
         frozen=args.frozen,
@@ -94,4 +102,17 @@ def run(args: Args) -> int:
         changes=args.set,
     )
     outcome = vqa(args.data, args.run, args.from_, options, say)
-    return told(outcome, f'coca ask picture.png "a question?" --model {args.run}')
+    return told(outcome, _then(args, outcome))
+
+
+def _then(args: Args, outcome: Outcome) -> str:
+    """The command to type next: a question, or what takes statements about several pictures, as `coca ask` does not."""
+    run = shlex.quote(str(args.run))
+    if outcome.results["pictures"] == 1:
+        return f'coca ask picture.png "a question?" --model {run}'
+    if args.pictures is not None:  # `coca eval` looks for pictures beside the table
+        names = ", ".join(f"'{number}.png'" for number in range(1, outcome.results["pictures"] + 1))
+        judged = f"opencoca.load({str(args.run)!r}).judge([({names})], 'a statement')"
+        return f"python -c {shlex.quote(f'import opencoca; print({judged})')}"
+    data = f"{shlex.quote(args.data)}#{outcome.results['told_split']}"
+    return f"coca eval {run} --only questions/vqa --data questions={data}"

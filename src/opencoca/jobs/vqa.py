@@ -53,7 +53,8 @@ TITLES: dict[How, str] = {"classify": "classifier", "generate": "in its own word
 class Options(TrainingOptions):
     """What may be said of training on questions; 0 and None leave it to the defaults.
 
-    mode: "classify" trains a head, "generate" the decoder's own words, "both" one with the other.
+    mode: "classify" trains a head, "generate" the decoder's own words, "both" one with the other. name: the head's,
+    which replaces one of that name and leaves others beside it.
     answers: the size of the head's vocabulary, and rare: answers that occur less often aren't in it.
     frozen: the encoder stays as it is. recipe: new weights in this recipe's shape, instead of a model's. paper: with
     the settings of the paper's runs on "vqa", "snli-ve" or "nlvr2". pictures: the folder that paths start from.
@@ -142,6 +143,8 @@ def vqa(data: str, run: Path, base: str | None = None, options: Options | None =
         "mode": options.mode,
         "rows": [row._asdict() for row in rows],
         "measured": measured,
+        "pictures": asked.pictures,
+        "told_split": next(iter(tests), "val" if "val" in val.splits else "train"),  # one that others can open, too
         "training_questions": len(fits),
         "outside_vocabulary": len(found.outside) if options.mode != "generate" else 0,
         "seconds": round(state.seconds, 1),
