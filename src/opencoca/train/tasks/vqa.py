@@ -94,11 +94,15 @@ def picture_tokens(model: CoCa, batch: Batch) -> Tensor:
 
 
 def _first_copies(labels_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The first row [Y] of each different label, and for each row [B] which of these it belongs to."""
+    """The first row [Y] of each different label, ascending, and for each row [B] which of these it belongs to.
+
+    Labels are digests of pictures' paths: in their own order the same data would be added up otherwise elsewhere.
+    """
     different, group_B = torch.unique(labels_B, return_inverse=True)
     rows_B = torch.arange(len(labels_B), device=labels_B.device)
     first_Y = torch.full((len(different),), len(labels_B), device=labels_B.device)
-    return first_Y.scatter_reduce_(0, group_B, rows_B, "amin"), group_B
+    first_Y, order_Y = first_Y.scatter_reduce_(0, group_B, rows_B, "amin").sort()
+    return first_Y, order_Y.argsort()[group_B]
 
 
 def _positions(batch: Batch) -> Tensor:
