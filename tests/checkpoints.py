@@ -1,6 +1,7 @@
 """What tests of checkpoints share: small ones whose content is known, and saves that fail or are killed half way."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -118,3 +119,15 @@ def file_size_limit(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """Nothing that is written reaches the disk, which is full."""
+
+    def refuse(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        yield

@@ -258,7 +258,7 @@ def full_disk(work: Path, trials: int) -> Row:
                 save_step(run, 2, trial % 2 == 1, size * (1 + trial % 2))
                 failed = False
             except CheckpointError as error:
-                failed = "\n" not in str(error) and "could not be written" in str(error)
+                failed = "\n" not in str(error) and "can't write" in str(error)
         seen = value_of(run)
         left = [path.name for path in (run / "checkpoints").iterdir() if path.name.startswith(".partial-step")]
         if trial % 2:

@@ -7,6 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tests import tiny
+from tests.checkpoints import full_disk
 from tests.support import drawing
 from torch.nn import functional as F
 
@@ -150,8 +151,11 @@ def test_a_probe_comes_back_from_its_file_and_only_for_its_model(tmp_path):
         Probe.load(tmp_path / "my.probe", "b" * 64)
     with pytest.raises(CheckpointError, match="does not exist"):
         Probe.load(tmp_path / "none", "a" * 64)
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(CheckpointError, match=r"can't write .*my.probe \(No such file.*\); choose another folder$"):
         probe.save(tmp_path / "no folder" / "my.probe")
+    with full_disk(), pytest.raises(CheckpointError, match=r"\(No space left on device\); free some space or choose"):
+        probe.save(tmp_path / "my.probe")
+    assert torch.equal(Probe.load(tmp_path / "my.probe", "a" * 64).weights, probe.weights)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "labels", "nan"])

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import tiny
+from tests.checkpoints import full_disk
 from tests.support import COLOURS, SHAPES, drawing
 
 from opencoca.errors import CheckpointError, ConfigError, DataError
@@ -226,8 +227,11 @@ def test_a_calibration_comes_back_from_its_file_and_only_for_its_model(tmp_path)
         Calibration.load(tmp_path / "one.json", tiny.predictor(seed=9).fingerprint())
     with pytest.raises(CheckpointError, match="can't read"):
         Calibration.load(tmp_path / "none.json", found.model)
-    with pytest.raises(CheckpointError, match="could not be written"):
+    with pytest.raises(CheckpointError, match=r"can't write .*one.json \(No such file.*\); choose another folder$"):
         found.save(tmp_path / "no folder" / "one.json")
+    with full_disk(), pytest.raises(CheckpointError, match=r"\(No space left on device\); free some space or choose"):
+        found.save(tmp_path / "one.json")
+    assert Calibration.load(tmp_path / "one.json", found.model) == found
     whole = json.loads((tmp_path / "one.json").read_text())
     for damage in ({"factor": "1"}, {"factor": 0.0}, {"bias": math.nan}, {"format": "x"}, {"version": 2}):
         (tmp_path / "two.json").write_text(json.dumps(whole | damage))

@@ -31,7 +31,7 @@ from opencoca.checkpoint.pieces import Piece, Stored, part_name, part_names, who
 from opencoca.checkpoint.runs import resolve, retired
 from opencoca.config import Config
 from opencoca.data.tokenizer import Tokenizer
-from opencoca.errors import CheckpointError, ConfigError
+from opencoca.errors import CheckpointError, ConfigError, unwritable
 from opencoca.files import fsync
 from opencoca.model.coca import CoCa
 from opencoca.model_card import Origin, model_card
@@ -187,10 +187,7 @@ def _one_line(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
-        raise CheckpointError(
-            f"{folder} could not be written ({getattr(error, 'strerror', None) or error}); free some space or name "
-            "another folder, older checkpoints are untouched"
-        ) from error
+        raise CheckpointError(f"{unwritable(folder, error)}; older checkpoints are untouched") from error
 
 
 # --- reading ----------------------------------------------------------------------------------------------------

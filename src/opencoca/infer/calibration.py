@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from opencoca.errors import CheckpointError, ConfigError, DataError
+from opencoca.errors import CheckpointError, ConfigError, DataError, unwritable
 from opencoca.files import replacing
 
 FORMAT, VERSION = "opencoca-calibration", 1
@@ -55,7 +55,7 @@ class Calibration:
             with replacing(Path(path)) as partial:
                 partial.write_text(text + "\n", encoding="utf-8")
         except OSError as error:
-            raise CheckpointError(f"{path} could not be written ({error.strerror}); name another file") from error
+            raise CheckpointError(unwritable(path, error)) from error
 
     @classmethod
     def load(cls, path: str | Path, model: str) -> Calibration:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
-from opencoca.errors import CheckpointError, DataError
+from opencoca.errors import CheckpointError, DataError, unwritable
 from opencoca.files import replacing
 
 FORMAT, VERSION = "opencoca-probe", "1"
@@ -105,7 +105,7 @@ class Probe:
             with replacing(Path(path)) as partial:
                 partial.write_bytes(save({"weights": self.weights.contiguous()}, metadata))
         except OSError as error:
-            raise CheckpointError(f"{path} could not be written ({error}); name another file") from error
+            raise CheckpointError(unwritable(path, error)) from error
 
     @classmethod
     def load(cls, path: str | Path, model: str) -> Probe:
