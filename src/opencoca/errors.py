@@ -19,6 +19,10 @@ class DataError(OpenCoCaError):
     """A picture, caption, shard or manifest that can't be read or isn't what it says."""
 
 
+class TooLargeError(DataError):
+    """A picture with more pixels than may be read."""
+
+
 class CheckpointError(OpenCoCaError):
     """A model folder with a missing, foreign or damaged file."""
 

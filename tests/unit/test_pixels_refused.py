@@ -15,7 +15,7 @@ from PIL import Image
 from tests.picture_files import encoded, noise, png_with_header
 
 from opencoca.data.pixels import FORMATS, open_picture
-from opencoca.errors import DataError
+from opencoca.errors import DataError, TooLargeError
 
 
 @pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PCX", "EPS"])
@@ -46,9 +46,9 @@ def test_huge_pictures_are_refused_from_the_header():
     for width, height in ((13_000, 13_000), (100_000, 100_000), (2**31 - 1, 2**31 - 1)):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            with pytest.raises(DataError, match=r"pixels(, more than 64,000,000)?; make it smaller"):
+            with pytest.raises(TooLargeError, match=r"pixels(, more than 64,000,000)?; make it smaller"):
                 open_picture(png_with_header(width, height))
-    with pytest.raises(DataError, match="60 x 40 pixels, more than 2,399"):
+    with pytest.raises(TooLargeError, match="60 x 40 pixels, more than 2,399"):
         open_picture(noise, max_pixels=2399)
     assert open_picture(encoded(Image.fromarray(noise)), max_pixels=2400).size == (60, 40)
 

@@ -11,6 +11,8 @@ from tests.served import Client, picture, serving
 from tests.unit.test_serve_attacks import png_bomb
 
 from opencoca.cli.main import main
+from opencoca.errors import DataError, TooLargeError
+from opencoca.serve import engine
 from opencoca.serve.settings import Limits
 
 UNREADABLE = "images[0] can't be read as a picture; give a whole JPEG, PNG, WebP, GIF, BMP or AVIF file"
@@ -43,6 +45,21 @@ def test_a_picture_that_is_too_large_is_told_from_a_damaged_one(client: Client) 
         assert said(client, "/caption", content) == UNREADABLE
     with serving(limits=Limits(idle_s=1, pixels=2500)) as small:
         assert said(small, "/caption", picture(0, (60, 60))) == "images[0] has more than 2,500 pixels; make it smaller"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TooLargeError("in words of any kind"), "images[0] has more than 40 million pixels; make it smaller"),
+        (DataError("images[0] has more than 4 kinds of damage; replace it"), UNREADABLE),
+    ],
+)
+def test_no_wording_of_a_decoder_tells_which_it_is(client: Client, monkeypatch, error: DataError, told: str) -> None:
+    def refuse(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(engine, "open_picture", refuse)
+    assert said(client, "/caption", picture(3)) == told
 
 
 def test_a_single_label_is_refused_as_on_the_command_line(client: Client, capsys: pytest.CaptureFixture[str]) -> None:

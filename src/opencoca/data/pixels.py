@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from opencoca.config import PixelConfig
-from opencoca.errors import DataError
+from opencoca.errors import DataError, TooLargeError
 
 if TYPE_CHECKING:
     import torch  # only `normalised` needs it: worker processes do without
@@ -58,8 +58,8 @@ def open_picture(
 
     Args: source is a path, the bytes of a file, an image, or a uint8 array [H,W], [H,W,1], [H,W,3] or [H,W,4]; name is
       what an error calls it (by default the path). HEIC files need the extra `heif`.
-    Raises: DataError if the picture is missing, unreadable, empty, truncated, of another format, or larger than
-      max_pixels (which its header tells, before anything is decoded).
+    Raises: DataError if the picture is missing, unreadable, empty, truncated or of another format; TooLargeError, which
+      is one too, if it is larger than max_pixels (which its header tells, before anything is decoded).
     """
     if isinstance(source, Image.Image):
         name = name or "the image"
@@ -114,7 +114,7 @@ def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
     if not width or not height:
         raise DataError(f"{name} has {width} x {height} pixels; give a picture with at least one")
     if width * height > max_pixels:
-        raise DataError(
+        raise TooLargeError(
             f"{name} has {width} x {height} pixels, more than {max_pixels:,}; make it smaller or raise max_pixels"
         )
 
@@ -130,7 +130,7 @@ def _decode(file: IO[bytes], max_pixels: int, name: str) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         limit = min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))
-        raise DataError(f"{name} has more than {limit:,} pixels; make it smaller") from error
+        raise TooLargeError(f"{name} has more than {limit:,} pixels; make it smaller") from error
     except Exception as error:  # hostile headers make decoders raise whatever they like
         raise DataError(f"{name} is damaged ({error}); replace it") from error
     with image:

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import re
 import time
 import zlib
 from collections import OrderedDict, defaultdict
@@ -26,7 +25,7 @@ import torch
 
 from opencoca.data.pixels import open_picture, to_square
 from opencoca.data.prompts import asked
-from opencoca.errors import DataError, OpenCoCaError
+from opencoca.errors import DataError, OpenCoCaError, TooLargeError
 from opencoca.infer import heads
 from opencoca.infer.captioning import Caption, changed, encode_prompt, num_proposals
 from opencoca.infer.predictor import Predictor
@@ -38,7 +37,6 @@ from opencoca.types import ImageFeatures
 READERS = max(1, min(4, (os.cpu_count() or 2) // 2))  # each may hold a whole picture: `Limits.pixels` times 12 bytes
 LABEL_SETS = 64  # of which embeddings are kept
 TEXTS_A_JOB = 16  # so many texts take as much of the queue as a picture
-TOO_LARGE = re.compile(r" has (\d+ x \d+ pixels, )?more than \d+.*", re.DOTALL)  # how `open_picture` says it
 log = logging.getLogger("opencoca.serve")
 Partial = Callable[[str], None]
 
@@ -211,9 +209,9 @@ class Engine:
         try:
             image = open_picture(picture(), self.limits.pixels, name)
             pixels = to_square(image, self.predictor.config.model.vision.image_size_px, self.predictor.config.pixels)
-        except DataError as error:
-            if TOO_LARGE.fullmatch(str(error)[len(name) :]):
-                raise PictureError(f"{name} has more than {_pixels(self.limits.pixels)}; make it smaller") from None
+        except TooLargeError:
+            raise PictureError(f"{name} has more than {_pixels(self.limits.pixels)}; make it smaller") from None
+        except DataError:
             raise PictureError(
                 f"{name} can't be read as a picture; give a whole JPEG, PNG, WebP, GIF, BMP or AVIF file"
             ) from None
