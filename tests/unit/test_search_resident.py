@@ -10,7 +10,9 @@ import pytest
 import torch
 from tests import tiny
 
-from opencoca.search import resident, update
+from opencoca.cli.main import main
+from opencoca.errors import DataError
+from opencoca.search import client, resident, update
 from opencoca.search.answers import Request
 from opencoca.search.index import Index
 from opencoca.search.query import Term
@@ -33,12 +35,15 @@ class Looks:
         self.updates += 1
         return update.update(*words, **options)
 
+    def answer(self, looking: bool = True) -> dict[str, Any]:
+        """What the process sends; with `looking`, it is asked to look for what changed."""
+        request = Request([Term(1, "text", "red circle")], top=100)
+        return self.resident.answer({"update": looking, "search": request.to_json()})
+
     def ask(self) -> tuple[set[str], int]:
         """The names that are found, and whether this took an update."""
         self.updates = 0
-        request = Request([Term(1, "text", "red circle")], top=100)
-        answer = self.resident.answer({"update": True, "search": request.to_json()})
-        return {Path(hit["path"]).name for hit in answer["hits"]}, self.updates
+        return {Path(hit["path"]).name for hit in self.answer()["hits"]}, self.updates
 
 
 @pytest.fixture
@@ -80,3 +85,43 @@ def test_an_index_that_another_process_changed_is_looked_at_again(looks):
     Index.make(looks.folder, looks.predictor, "tiny", index=looks.place, captions=True)
     assert looks.ask()[1] == 1
     assert looks.ask()[1] == 0
+
+
+def test_what_cannot_be_read_is_named_once(looks, monkeypatch, capsys):
+    monkeypatch.setattr(client, "can", lambda: True)
+    monkeypatch.setattr(client, "ask", lambda place, model, message: looks.resident.answer(message))
+    words = ["search", str(looks.folder), "boat"]
+    again = "skipped {} that can't be read and were named before; list them with: coca index " + str(looks.folder)
+
+    def said(*more: str) -> tuple[int, list[str]]:
+        code = main([*words, *more])
+        return code, [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
+
+    assert said() == (0, [])
+    for name in ("a.png", "b.png"):
+        (looks.folder / name).write_bytes(b"")
+    a, b, c = (f"skipped {looks.folder}/{n}.png: it is empty (0 bytes); copy or download it again" for n in "abc")
+    assert said("--no-update") == (0, []), "as without the process: nobody looked"
+    assert said() == (3, [a, b, "3 done, 2 skipped"])
+    for _ in range(2):
+        assert said() == (3, [again.format(2), "3 done, 2 skipped"])
+    (looks.folder / "c.png").write_bytes(b"")
+    assert said() == (3, [c, again.format(2), "3 done, 3 skipped"])
+    assert said() == (3, [again.format(3), "3 done, 3 skipped"])
+
+
+def test_what_a_search_has_named_before_the_process_began_is_counted(looks):
+    (looks.folder / "bad.png").write_bytes(b"")
+    Index.make(looks.folder, looks.predictor, "tiny", index=looks.place)
+    answer = looks.answer()
+    assert (answer["bad"], answer["named_before"]) == ([], 1)
+
+
+def test_a_search_that_fails_names_nothing(looks):
+    (looks.folder / "bad.png").write_bytes(b"")
+    request = Request([Term(1, "picture", "/nosuch.png")])
+    with pytest.raises(DataError, match="nosuch"):
+        looks.resident.answer({"update": True, "search": request.to_json()})
+    tiny.save_picture(looks.folder / "4.png", 4)
+    assert [path for path, _ in looks.answer()["bad"]] == ["bad.png"]
+    assert looks.answer()["bad"] == []

@@ -134,10 +134,13 @@ def run(args: Args) -> int:
         return _search(args, query, request, below)
     for path, what in answer.bad:
         print(f"skipped {shown(args.folder / path)}: it {shown(what)}", file=sys.stderr)
-    if answer.bad:
-        print(f"{answer.indexed} done, {len(answer.bad)} skipped", file=sys.stderr)
+    skipped = len(answer.bad) + answer.named_before
+    if answer.named_before:
+        _say_named_before(args.folder, answer.named_before)
+    if skipped:
+        print(f"{answer.indexed} done, {skipped} skipped", file=sys.stderr)
     _show(args, query, answer, below)
-    return SKIPPED if answer.bad else DONE
+    return SKIPPED if skipped else DONE
 
 
 def _picture(folder: Path, name: str) -> Path:
@@ -273,9 +276,13 @@ def bring_up_to_date(
         output.done(1)
         return []
     if counts.named_before and (counts.pictures or counts.named_before < len(counts.bad)):
-        what = f"{counts.named_before:,} that can't be read and were named before"
-        print(f"skipped {what}; list them with: coca index {shown(folder)}", file=sys.stderr)
+        _say_named_before(folder, counts.named_before)
     return counts.bad
+
+
+def _say_named_before(folder: Path, count: int) -> None:
+    what = f"{count:,} that can't be read and were named before"
+    print(f"skipped {what}; list them with: coca index {shown(folder)}", file=sys.stderr)
 
 
 def _show(args: Args, query: str, answer: Answer, below: Path) -> None:

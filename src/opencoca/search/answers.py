@@ -60,7 +60,7 @@ class Answer:
     """The pictures that were found, the best first.
 
     level: what unrelated queries reach. indexed, total: how many pictures the index has, of how many. bad: those that
-    can't be read, each with its reason.
+    can't be read, each with its reason, but for so many that a search before this one has named (`named_before`).
     """
 
     hits: list[Found]
@@ -68,6 +68,7 @@ class Answer:
     indexed: int
     total: int
     bad: list[tuple[str, str]] = field(default_factory=list)
+    named_before: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,11 +76,12 @@ class Answer:
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> Answer:
         hits = [Found(**hit) for hit in found["hits"]]
-        return cls(hits, found["level"], found["indexed"], found["total"], [tuple(bad) for bad in found["bad"]])
+        bad = [(path, what) for path, what in found["bad"]]
+        return cls(hits, found["level"], found["indexed"], found["total"], bad, found.get("named_before", 0))
 
 
-def answer(index: Index, request: Request, total: int, bad: list[tuple[str, str]]) -> Answer:
-    """What the index says to a request; `total` and `bad` are what was seen in the folder besides.
+def answer(index: Index, request: Request, total: int, bad: list[tuple[str, str]], named_before: int = 0) -> Answer:
+    """What the index says to a request; `total`, `bad` and `named_before` are what was seen in the folder besides.
 
     Raises: DataError for a picture of the query that can't be read.
     """
@@ -90,4 +92,4 @@ def answer(index: Index, request: Request, total: int, bad: list[tuple[str, str]
         Found(hit.id, os.fspath(hit.path.relative_to(index.folder)), hit.score, hit.caption, hit.why, hit.good)
         for hit in hits
     ]
-    return Answer(found, query.level, len(index), max(total, index.total), bad)
+    return Answer(found, query.level, len(index), max(total, index.total), bad, named_before)

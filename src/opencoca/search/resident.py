@@ -38,6 +38,7 @@ class Resident:
         self._looked = 0.0
         self._taken: tuple[Listing, manifest.Manifest | None] | None = None  # what the last update saw, and made of it
         self._bad: list[tuple[str, str]] = []
+        self._unnamed: list[tuple[str, str]] = []  # of these, those that no search has named yet
         self._total = 0
         self._index: Index | None = None
         self._embed_once()
@@ -47,8 +48,14 @@ class Resident:
             return {"ready": True}
         if request.get("update"):
             self._look()
-        index = self._current()
-        return answer(index, Request.from_json(request["search"]), self._total - len(self._bad), self._bad).to_json()
+        index, search = self._current(), Request.from_json(request["search"])
+        readable = self._total - len(self._bad)
+        if not request.get("update"):
+            return answer(index, search, readable, []).to_json()
+        before = len(self._bad) - len(self._unnamed)
+        found = answer(index, search, readable, self._unnamed, before).to_json()
+        self._unnamed = []
+        return found
 
     def _current(self) -> Index:
         state = self._on_disk()
@@ -68,8 +75,18 @@ class Resident:
             return
         if len(listing.files) - (len(self._current()) + len(self._bad)) > FEW_NEW:
             return
+        named = set[Path]()
         with contextlib.suppress(BusyError):
-            self._bad = update(self.folder, self.predictor, self.name, index=self.place, listing=listing).bad
+            self._bad = update(
+                self.folder,
+                self.predictor,
+                self.name,
+                index=self.place,
+                on_named=lambda path, error: named.add(path),
+                listing=listing,
+            ).bad
+            waiting = set(self._unnamed)  # where the search that met them failed
+            self._unnamed = [one for one in self._bad if one in waiting or self.folder / one[0] not in named]
             self._taken = listing, self._on_disk()
 
     def _on_disk(self) -> manifest.Manifest | None:
