@@ -134,6 +134,8 @@ def test_a_missing_permission_is_not_a_bug(command, capsys, monkeypatch, path, r
     [
         (["fake"], "no paths given"),
         (["fake", "a.png", "--beams", "many"], "'many' isn't a whole number"),
+        (["finetune", "x", "--wise", "0.5", "a"], "Error parsing --wise: 'a' isn't a number"),
+        (["ablate", "--seeds", "1.5"], "Error parsing --seeds: '1.5' isn't a whole number"),
         (["video", "nonsense", "x"], "'nonsense' isn't one of"),
         (["fake", "a.png", "--beems", "2"], "--beams"),
         (["fake", "a.png", "--labels", " , "], "separate labels by commas"),

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import tyro
@@ -78,6 +78,8 @@ class _Printed(io.StringIO):
 def _plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     """How a number or one of several words is read, given or None; a wrong one is told what is wanted."""
     kind: Any = info.type
+    if typing.get_origin(kind) is tuple and typing.get_args(kind)[1:] == (...,) and typing.get_args(kind)[0] in NUMBERS:
+        return _numbers(typing.get_args(kind)[0])
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         kind, *others = (one for one in typing.get_args(kind) if one is not types.NoneType)
         if others:
@@ -90,16 +92,28 @@ def _plain(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     else:
         return None
 
-    def made(typed: list[str]) -> Any:
-        try:
-            return read(typed[0])
-        except (ValueError, KeyError):
-            raise ValueError(f"{typed[0]!r} isn't {wanted}") from None
-
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar=metavar,
-        instance_from_str=made,
+        instance_from_str=lambda typed: _read(read, typed[0], wanted),
         is_instance=lambda value: value is None or isinstance(value, int | float | str),
         str_from_instance=lambda value: [str(value)],
     )
+
+
+def _numbers(kind: Any) -> PrimitiveConstructorSpec[Any]:
+    """How several numbers are read; a wrong one among them is named."""
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"[{kind.__name__.upper()} [{kind.__name__.upper()} ...]]",
+        instance_from_str=lambda typed: tuple(_read(kind, word, NUMBERS[kind]) for word in typed),
+        is_instance=lambda value: isinstance(value, tuple) and all(isinstance(one, int | float) for one in value),
+        str_from_instance=lambda value: [str(one) for one in value],
+    )
+
+
+def _read(read: Callable[[str], Any], word: str, wanted: str) -> Any:
+    try:
+        return read(word)
+    except (ValueError, KeyError):
+        raise ValueError(f"{word!r} isn't {wanted}") from None
