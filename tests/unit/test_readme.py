@@ -1,6 +1,7 @@
 """The README's figures, and the commands' output that it and the docs show, are those of the committed results."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,14 @@ def test_commands_on_pictures_show_their_real_output(page: str) -> None:
     for command, *output in told:
         whole = [printed for said, *printed in known if said == command]
         assert any(printed[: len(output)] == output for printed in whole), f"{command}: run benchmarks/search_demo.py"
+
+
+def test_the_page_of_commands_shows_their_real_output() -> None:
+    page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    result = json.loads((ROOT / "benchmarks/results/commands.json").read_text(encoding="utf-8"))
+    shown = ["\n".join([f"$ {one['command']}", *one["output"], ""]) for one in result["shown"]]
+    assert len(shown) > 15 and "".join(blocks) == "".join(shown), "run benchmarks/commands_demo.py"
 
 
 def _commands(known: set[tuple[str, ...]]) -> set[str]:
