@@ -3,7 +3,8 @@
 Exact: the best 10 of unit-norm rows, one query at a time, in turn, medians; recall against float64 beside. The limit is
 this machine's memory bandwidth, measured in the same run as the fastest of several ways to read memory; rates are of
 the rows' float16 bytes. Approximate: text queries among picture embeddings of the model that ships, made of drawings
-that are turned, mirrored, shifted, scaled and tinted; the quickest setting of each library that reaches the recall.
+that are turned, mirrored, shifted, scaled and tinted; the quickest setting of each library that reaches the recall,
+all in turn, medians of 7 rounds of 300 queries.
 Indexing: 10,000 files, against `Predictor.embed_images` of the same. Command: `coca search` with a resident process,
 the start of its own process included.
 
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ K = 10
 WIDTH = 768
 QUERIES = 20
 RECALL = 0.95
+ROUNDS = 7
 
 
 def bandwidth(rows: Tensor) -> float:
@@ -110,45 +112,72 @@ def approximate_part(count: int) -> dict[str, Any]:
     settings = search_peers.approximate_settings(embeds, K)
     parts = [exact.Rows(half, exact.sketch_of(half))]
     if graph.is_there():
-        file = Path(tempfile.mkdtemp()) / "graph.usearch"
+        file = Path(tempfile.mkdtemp()) / "graph.faiss"
         began = time.perf_counter()
         graph.make([embeds], embeds.shape[1], file)
         built = time.perf_counter() - began
-        ours = graph.opened(file, count, embeds.shape[1])
         for expansion in EXPANSIONS:
+            ours = graph.opened(file, count, embeds.shape[1], expansion)
 
-            def ask(query: np.ndarray, expansion: int = expansion) -> np.ndarray:
-                graph.EXPANSION = expansion
+            def ask(query: np.ndarray, ours: graph.Graph = ours) -> np.ndarray:
                 return exact.rescored(parts, query, ours.proposed(query, K), K)[0]
 
             settings.append(Setting("opencoca_graph", {"expansion": expansion}, built, ask))
     settings.append(Setting("opencoca_exact", {}, 0.0, lambda query: exact.nearest(parts, query, K, None)[0]))
-    curve: list[dict[str, Any]] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     search_peers.set_threads(1)
-    for name, setting, built, ask in settings:
-        found = np.stack([ask(query) for query in queries])
-        seconds = []
-        for query in queries[:300]:
-            began = time.perf_counter()
-            ask(query)
-            seconds.append(time.perf_counter() - began)
-        row = {
-            "library": name,
-            **setting,
-            "build_s": round(built, 1),
-            "recall_at_10": round(recall(found, want, half, queries), 4),
-            "ms": round(statistics.median(seconds) * 1e3, 3),
-        }
+    curve: list[dict[str, Any]] = []
+    for name, setting, built, one in settings:
+        found = np.stack([one(query) for query in queries])
+        row = {"library": name, **setting, "build_s": round(built, 1)}
+        row["recall_at_10"] = round(recall(found, want, half, queries), 4)
+        row["ms"] = round(_median_s(one, queries[:300]) * 1e3, 4)
         print(row, flush=True)
         curve.append(row)
-    torch.set_num_threads(threads)
     best: dict[str, Any] = {}
-    for row in sorted(curve, key=lambda row: row["ms"]):
-        if row["recall_at_10"] >= RECALL:
-            best.setdefault(row["library"], row)
-    return {"pictures": count, "distinct_drawings": len(captions), "queries": len(texts), "best": best, "curve": curve}
+    for row, seconds in _in_turn([(row, s.ask) for row, s in zip(curve, settings, strict=True)], queries[:300]):
+        ms = sorted(1e3 * one for one in seconds)
+        timed = row | {"ms": round(statistics.median(ms), 4), "from_ms": round(ms[0], 4), "to_ms": round(ms[-1], 4)}
+        print(timed, flush=True)
+        if timed["ms"] < best.get(row["library"], {"ms": float("inf")})["ms"]:
+            best[row["library"]] = timed
+    torch.set_num_threads(threads)
+    return {
+        "pictures": count,
+        "distinct_drawings": len(captions),
+        "queries": len(texts),
+        "rounds": ROUNDS,
+        "best": best,
+        "curve": curve,
+    }
+
+
+def _median_s(ask: Ask, queries: np.ndarray) -> float:
+    seconds = []
+    for query in queries:
+        began = time.perf_counter()
+        ask(query)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def _in_turn(
+    rows: list[tuple[dict[str, Any], Ask]], queries: np.ndarray
+) -> Iterator[tuple[dict[str, Any], list[float]]]:
+    """The two quickest settings by nature (those that look at least) of each index that reach the recall, timed again,
+    all in turn in every round."""
+    chosen: dict[tuple[str, int], list[tuple[dict[str, Any], Ask]]] = {}
+    for row, ask in rows:  # an index's settings come in ascending order
+        there = chosen.setdefault((row["library"], row.get("connectivity", 0)), [])
+        if row["recall_at_10"] >= RECALL and len(there) < 2:
+            there.append((row, ask))
+    every = [one for there in chosen.values() for one in there]
+    seconds: list[list[float]] = [[] for _ in every]
+    for _ in range(ROUNDS):
+        for (_, ask), timed in zip(every, seconds, strict=True):
+            timed.append(_median_s(ask, queries))
+    yield from ((row, timed) for (row, _), timed in zip(every, seconds, strict=True))
 
 
 def indexing_part(count: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EXPANSIONS = (16, 20, 24, 28, 32, 48, 64, 128, 256)
+EXPANSIONS = (16, 20, 22, 24, 26, 28, 32, 48, 64, 128, 256)
 
 Ask = Callable[[np.ndarray], np.ndarray]  # a query [E] to the numbers of the rows that are found
 

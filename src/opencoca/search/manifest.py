@@ -26,7 +26,7 @@ from opencoca.files import file_digest, write_atomically
 
 VERSION = 2
 NAME = "manifest.json"
-PARTS = re.compile(r"(vectors|sketch|table|graph)-[0-9]{6,12}\.(f16|i8|sqlite|usearch)")
+PARTS = re.compile(r"(vectors|sketch|table|graph)-[0-9]{6,12}\.(f16|i8|sqlite|faiss|usearch)")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Store:
         used[self._rows] = True
         self._used = None if used.all() else used
         self._graph = None
-        if found.graph:
+        if found.graph and graph.readable(found.graph.name):
             self._graph = graph.opened(index / found.graph.name, found.graph.rows, self.width)
         self._by_row = np.argsort(self._rows, kind="stable")  # files of one row lie side by side, by id
 
@@ -95,6 +95,8 @@ class Store:
         if self._used is not None:
             rows = rows[self._used[rows]]
         near = exact.rescored(self._parts, query, rows, k)
+        if found.rows == self.manifest.rows:
+            return near
         keep = None if self._used is None else self._used[found.rows :]
         later = exact.nearest(exact.behind(self._parts, found.rows), query, k, keep)
         rows, scores = np.concatenate((near[0], later[0] + found.rows)), np.concatenate((near[1], later[1]))

@@ -314,7 +314,7 @@ class _Update:
 
     def _finish(self, before: Manifest) -> None:
         found = self.writer.commit(complete=True, files=self.total - self.unreadable, captions=self.captions)
-        covered = found.graph.rows if found.graph else 0
+        covered = found.graph.rows if found.graph and graph.readable(found.graph.name) else 0
         if found.rows >= graph.WORTH_IT and found.rows > GROWN * covered and graph.is_there():
             found = self.writer.commit(graph=self.writer.graph())
         grown = max(found.rows, 1) / max(before.rows, 1)

@@ -140,7 +140,7 @@ class Writer:
             exact.map_vectors(self.index / part.name, part.rows, self.manifest.width).numpy()
             for part in self.manifest.vectors
         ]
-        name = self._name("graph", "usearch")
+        name = self._name("graph", graph.SUFFIX)
         with replacing(self.index / name) as partial:
             rows = graph.make(vectors, self.manifest.width, partial)
         return Part(name, (self.index / name).stat().st_size, file_digest(self.index / name), rows)
