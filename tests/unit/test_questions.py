@@ -11,6 +11,8 @@ from opencoca.data.pixels import normalised, open_picture, to_square
 from opencoca.data.prompts import asked
 from opencoca.data.questions import open_questions
 from opencoca.errors import DataError
+from opencoca.jobs.vqa import Options
+from opencoca.jobs.vqa import _open as held_apart
 from opencoca.recipes.tiny import tiny
 
 
@@ -192,3 +194,15 @@ def test_a_prompt_is_the_beginning_of_its_caption(answer: str) -> None:
     for tokenizer in (tiny_tokenizer(), ClipTokenizer.published()):
         prompt = tokenizer.encode(asked("What colour is it?"))
         assert tokenizer.encode(f"{asked('What colour is it?')} {answer}")[: len(prompt)] == prompt
+
+
+def test_the_same_pictures_are_held_out_wherever_they_lie(tmp_path: Path) -> None:
+    held_out = []
+    for folder, absolute in ((tmp_path / "here", False), (tmp_path / "there", False), (tmp_path / "full", True)):
+        folder.mkdir()
+        paths = [folder / f"{i}.png" if absolute else f"{i}.png" for i in range(60)]
+        (folder / "questions.csv").write_text("picture,question,answer\n" + "".join(f"{p},red?,no\n" for p in paths))
+        train, val, _ = held_apart(str(folder), Options())
+        assert len(train) + len(val) == 60
+        held_out.append([Path(question.pictures[0]).name for question in val.questions])
+    assert held_out[0] and held_out[0] == held_out[1] == held_out[2]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,16 +197,19 @@ def _open(data: str, options: Options) -> tuple[QuestionSource, QuestionSource, 
     except DataError:
         if "val" in train_questions.splits:
             raise
-    out = [_share(question) < VAL_SHARE for question in train_questions.questions]
+    out = [_share(question, train_questions.root) < VAL_SHARE for question in train_questions.questions]
     if len(set(out)) < 2:
         raise DataError(f"{data} has too few pictures to hold some out; give a split `val`, or more pictures")
     train_rows, val_rows = ([row for row, is_out in enumerate(out) if is_out == wanted] for wanted in (False, True))
     return train_questions.chosen(train_rows), train_questions.chosen(val_rows), tests
 
 
-def _share(question: Question) -> float:
-    """Where a question's first picture stands between 0 and 1, by its name alone."""
-    return int.from_bytes(hashlib.sha256(question.pictures[0].encode()).digest()[:8], "little") / 2**64
+def _share(question: Question, root: str) -> float:
+    """Where a question's first picture stands between 0 and 1, by its name below `root` alone, wherever that lies."""
+    name = question.pictures[0]
+    if os.path.isabs(name) and not (below := os.path.relpath(name, root)).startswith(".."):
+        name = below
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") / 2**64
 
 
 def _base(base: str | None, options: Options, asked: QuestionSource, run: Path) -> Base:
