@@ -18,10 +18,10 @@ MAGNITUDES = 30  # the greatest magnitude of RandAugment
 class Box(NamedTuple):
     """A part of a picture, in pixels."""
 
-    left: int
-    top: int
-    width: int
-    height: int
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from opencoca.config import PixelConfig
 from opencoca.data.augment import Box
-from opencoca.data.pixels import FILTERS, INDEXED, MAX_PIXELS, open_picture, quiet, to_square
+from opencoca.data.pixels import FILTERS, INDEXED, MAX_PIXELS, kept_by_crop, open_picture, quiet, to_square
 from opencoca.errors import ConfigError
 
 CropBox = Callable[[int, int], Box | None]  # of the upright picture's width and height; None for all of it
@@ -90,6 +90,9 @@ def _scaled_jpeg(content: bytes, size_px: int, pixels: PixelConfig, crop: CropBo
         lies = orientation in (5, 6, 7, 8)  # width and height change places
         upright = (height, width) if lies else (width, height)
         box = crop(*upright) if crop else None
+        if box is None and pixels.fit == "crop":
+            left, top, right, bottom = kept_by_crop(*upright, size_px)  # what would be cut off isn't resampled
+            box = Box(left, top, right - left, bottom - top)
         least = _least_size(upright, box, size_px, pixels)
         min_width, min_height = reversed(least) if lies else least
         decoded = simplejpeg.decode_jpeg(content, "RGB", min_width=min_width, min_height=min_height)
@@ -107,7 +110,7 @@ def _least_size(size: tuple[int, int], box: Box | None, size_px: int, pixels: Pi
         needed = size_px / box.width, size_px / box.height
     elif pixels.fit == "squash":
         needed = size_px / width, size_px / height
-    else:
-        needed = (size_px / (min(size) if pixels.fit == "crop" else max(size)),) * 2
+    else:  # "pad": of "crop" the kept part is the box
+        needed = (size_px / max(size),) * 2
     across, down = (min(1.0, share) for share in needed)
     return math.ceil(width * across), math.ceil(height * down)

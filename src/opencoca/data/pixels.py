@@ -215,15 +215,11 @@ def to_square(image: Image.Image, size_px: int, pixels: PixelConfig) -> np.ndarr
     nearest = pixels.indexed == "nearest" and INDEXED in image.info
     resample = Image.Resampling.NEAREST if nearest else FILTERS[pixels.resample]
     if pixels.fit == "crop":
-        short = min(width, height)
-        wide, high = int(size_px * width / short), int(size_px * height / short)
-        left, top = round((wide - size_px) / 2), round((high - size_px) / 2)
+        wide, high, left, top = _cut_out(width, height, size_px)
         if max(wide, high) <= 16 * size_px:
             image = image.resize((wide, high), resample)
             return np.asarray(image.crop((left, top, left + size_px, top + size_px)))
-        across, down = width / wide, height / high
-        box = (left * across, top * down, min((left + size_px) * across, width), min((top + size_px) * down, height))
-        return np.asarray(image.resize((size_px, size_px), resample, box=box))
+        return np.asarray(image.resize((size_px, size_px), resample, box=kept_by_crop(width, height, size_px)))
     if pixels.fit == "pad":
         ratio = max(width, height) / size_px
         wide, high = max(1, round(width / ratio)), max(1, round(height / ratio))
@@ -233,6 +229,20 @@ def to_square(image: Image.Image, size_px: int, pixels: PixelConfig) -> np.ndarr
     if pixels.fit == "squash":
         return np.asarray(image.resize((size_px, size_px), resample))
     raise DataError(f"fit is {pixels.fit!r}; choose 'crop', 'pad' or 'squash'")
+
+
+def kept_by_crop(width: int, height: int, size_px: int) -> tuple[float, float, float, float]:
+    """The part of a picture that `fit` "crop" keeps: left, top, right and bottom edge in its pixels."""
+    wide, high, left, top = _cut_out(width, height, size_px)
+    across, down = width / wide, height / high
+    return left * across, top * down, min((left + size_px) * across, width), min((top + size_px) * down, height)
+
+
+def _cut_out(width: int, height: int, size_px: int) -> tuple[int, int, int, int]:
+    """(width, height) that a picture is scaled to, and (left, top) of the square that is then cut out of it."""
+    short = min(width, height)
+    wide, high = int(size_px * width / short), int(size_px * height / short)
+    return wide, high, round((wide - size_px) / 2), round((high - size_px) / 2)
 
 
 def normalise(pixels: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
