@@ -14,7 +14,7 @@ from tests.support import samples, tiny_config, write_shards
 from opencoca import recipes
 from opencoca.config import PixelConfig
 from opencoca.data.augment import Augmentation
-from opencoca.data.loader import bucket_by_length, put_in_order
+from opencoca.data.loader import bucket_by_length, lengths_of, put_in_order
 from opencoca.data.pixels import normalised, open_picture
 from opencoca.data.shards import Sample, ShardReader
 from opencoca.errors import DataError
@@ -209,3 +209,4 @@ def test_the_recipe_feeds_the_model(tmp_path):
 def test_a_caption_s_length_counts_a_padding_id_inside_it():
     valid = torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool)
     assert caption_lengths(valid).tolist() == [4, 5, 1, 0]
+    assert lengths_of(valid.numpy()).tolist() == [4, 5, 1, 0]

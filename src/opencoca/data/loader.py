@@ -25,7 +25,7 @@ from opencoca.data.sources.protocol import Source
 from opencoca.data.tokenizer import Tokenizer
 from opencoca.data.workers import TIMEOUT_S, ReadAhead, ThreadPool, WorkerPool
 from opencoca.errors import DataError
-from opencoca.types import Batch, TextBucket, caption_lengths
+from opencoca.types import Batch, TextBucket
 
 CHUNK = 16  # samples that a worker reads at a time
 AHEAD_BYTES = 256 * 2**20  # what is read ahead at most, unless that is less than two chunks for each worker
@@ -244,25 +244,30 @@ class PairLoader:
                 self._skipped[skip.key] = skip.reason
 
     def _batch(self, pairs: Sequence[Drawn], pixels_BCHW: np.ndarray) -> Batch:
-        """The rows in order of caption length, with what tells which of them are not each other's negatives."""
-        ids_BT, valid_BT = self.tokenizer.encode_batch([pair.caption for pair in pairs], self.context_length)
-        words = [hash64(row.tobytes()) for row in ids_BT.numpy()]
+        """The rows in order of caption length, with what tells which of them are not each other's negatives.
+
+        In NumPy: some of torch's operations wake its threads, which then wait for the cores that the workers have.
+        """
+        ids_BT, valid_BT = (
+            part.numpy() for part in self.tokenizer.encode_batch([pair.caption for pair in pairs], self.context_length)
+        )
+        words = [hash64(row.tobytes()) for row in ids_BT]
         drawn = [hash64(pair.drawing if pair.drawing is not None else f"key {pair.key}") for pair in pairs]
-        labels_B2 = torch.from_numpy(np.array([words, drawn], dtype=np.uint64).T.view(np.int64))
-        lengths_B = caption_lengths(valid_BT)
-        order = torch.argsort(lengths_B, stable=True)
+        labels_B2 = np.array([words, drawn], dtype=np.uint64).T.view(np.int64)
+        lengths_B = lengths_of(valid_BT)
+        order = lengths_B.argsort(kind="stable")
         put_in_order(pixels_BCHW, order.tolist())
         return Batch(
             torch.from_numpy(pixels_BCHW),
-            ids_BT[order],
-            valid_BT[order],
-            labels_B2[order],
+            torch.from_numpy(ids_BT[order]),
+            torch.from_numpy(valid_BT[order]),
+            torch.from_numpy(labels_B2[order]),
             tuple(pairs[i].key for i in order.tolist()),
             bucket_by_length(lengths_B[order].tolist(), self.text_buckets),
-            **{name: noise[order] for name, noise in self._noise(pairs, ids_BT.shape[1]).items()},
+            **{name: torch.from_numpy(noise[order]) for name, noise in self._noise(pairs, ids_BT.shape[1]).items()},
         )
 
-    def _noise(self, pairs: Sequence[Drawn], length: int) -> dict[str, torch.Tensor]:
+    def _noise(self, pairs: Sequence[Drawn], length: int) -> dict[str, np.ndarray]:
         """What the batch's rows draw for the model, as far as the configuration draws anything."""
         draws_B = np.array([pair.draw for pair in pairs], dtype=np.uint64)
         noise = {}
@@ -275,7 +280,7 @@ class PairLoader:
             noise["word_noise"] = uniform_rows(draws_B, "words", length - 1)
         if self.query_noise:
             noise["query_noise"] = uniform_rows(draws_B, "queries", self.query_noise)
-        return {name: torch.from_numpy(values) for name, values in noise.items()}
+        return noise
 
 
 def order_of(source: Source, seed: int, window: int = 0, clump_size: int = 1) -> Order:
@@ -314,6 +319,11 @@ def put_in_order(rows: np.ndarray, order: Sequence[int]) -> None:
             place = order[place]
         rows[place] = spare
         placed[place] = True
+
+
+def lengths_of(valid_BT: np.ndarray) -> np.ndarray:
+    """As `types.caption_lengths`, of an array."""
+    return (valid_BT.shape[1] - valid_BT[:, ::-1].argmax(1)) * valid_BT.any(1)
 
 
 def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...]:

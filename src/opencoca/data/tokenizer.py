@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -81,12 +82,12 @@ class Tokenizer:
             raise DataError(f"encode_batch wants a list of captions and got one string, {_shown(texts)}; pass [text]")
         pad, start, end = self.special
         rows = [[start, *self.encode(text, context_length - 2), end] for text in texts]
-        ids = torch.full((len(rows), max(map(len, rows), default=0)), pad, dtype=torch.int64)
-        valid = torch.zeros(ids.shape, dtype=torch.bool)
+        ids = np.full((len(rows), max(map(len, rows), default=0)), pad, np.int64)  # torch's calls would take longer
+        valid = np.zeros(ids.shape, bool)
         for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            ids[index, : len(row)] = row
             valid[index, : len(row)] = True
-        return ids, valid
+        return torch.from_numpy(ids), torch.from_numpy(valid)
 
     def decode(self, ids: Iterable[int] | torch.Tensor) -> str:
         """The text of one sequence of ids, up to the first end id; pad and start ids are skipped.
