@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from tests import task_data
 from tests.support import COLOURS, SHAPES, drawing, png
 from tests.task_data import rows_of
@@ -87,6 +89,44 @@ def test_another_base_in_the_same_folder_is_refused(recognised: Path, pictures: 
     words = ["recognise", str(pictures), "--from", str(recognised), "--run", str(recognised), "--val", "0.25"]
     assert main([*words, "--steps", "40", "--rate", "5e-3", "--batch", "16"]) == 2
     assert "was begun with" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def shapes(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of the drawings, with their shapes as labels."""
+    table = tmp_path_factory.mktemp("shapes") / "shapes.csv"
+    rows = [f"{path},{path.stem.partition('-')[0]}\n" for path in sorted(pictures.rglob("*.png"))]
+    table.write_text("path,label\n" + "".join(rows), encoding="utf-8")
+    return table
+
+
+def labelling(data: Path, base: Path, run: Path, name: str) -> list[str]:
+    short = ("--only", "frozen", "--val", "0.25", "--steps", "2", "--batch", "8")
+    return ["recognise", str(data), "--from", str(base), "--run", str(run), *short, "--name", name]
+
+
+def test_labels_of_another_name_stay_beside_the_new_ones(recognised, shapes, pictures, tmp_path, capsys) -> None:
+    run = tmp_path / "with a space"
+    assert main(labelling(shapes, recognised, run, "shapes")) == 0
+    before, after = (opencoca.load(folder, device="cpu") for folder in (recognised, run))
+    assert [head.name for head in after.config.model.heads] == ["recognition", "shapes"]
+    coca, command, _, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    picture = str(pictures / "red" / "square.png")
+    assert (coca, main([command, picture, *words, "--jsonl"])) == ("coca", 0)
+    assert json.loads(capsys.readouterr().out)["label"] in {shape.replace(" ", "-") for shape in SHAPES}
+    assert torch.equal(before.recognise([picture]), after.recognise([picture], head="recognition"))
+
+
+def test_labels_of_the_same_name_give_way(recognised: Path, shapes: Path, tmp_path: Path) -> None:
+    assert main(labelling(shapes, recognised, tmp_path / "run", "recognition")) == 0
+    (head,) = opencoca.load(tmp_path / "run", device="cpu").config.model.heads
+    assert head.name == "recognition" and set(head.labels).isdisjoint(COLOURS)
+
+
+def test_a_name_that_no_head_can_have_is_refused_before_anything_is_measured(base, pictures, tmp_path, capsys) -> None:
+    assert main(labelling(pictures, base, tmp_path / "run", "my labels")) == 2
+    err = capsys.readouterr().err
+    assert "the head's name 'my labels' must be of small letters" in err and "linear probe" not in err
 
 
 def test_answers_are_learnt_in_three_ways(asked: Path) -> None:

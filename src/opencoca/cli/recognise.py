@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -27,6 +28,7 @@ class Args:
       coca recognise sorted/ --from drawings
       coca recognise imagenet/ --from hf:laion/CoCa-ViT-B-32-laion2B-s13B-b90k --only frozen --paper
       coca recognise data/fashion-mnist --most 10000 --epochs 4
+      coca recognise shapes/ --from runs/recognise --name shapes --run runs/both
       coca classify new/*.png --model runs/recognise
     """
 
@@ -38,6 +40,8 @@ class Args:
     """Folder for checkpoints, metrics and the model."""
     only: Annotated[Literal["frozen", "tuned"] | None, arg(metavar="frozen|tuned", help_behavior_hint="")] = None
     """Train only one of the two."""
+    name: Annotated[str, arg(metavar="NAME")] = "recognition"
+    """What the model calls the classifier; one of that name that MODEL has already is replaced, any other is kept."""
     label: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """The attribute of prepared samples that is their label."""
     val: float = 0.1
@@ -67,6 +71,7 @@ def run(args: Args) -> int:
     check_folder(args.run)
     options = Options(
         ways=WAYS if args.only is None else (args.only,),
+        name=args.name,
         field=args.label,
         val=args.val,
         most=args.most or 0,
@@ -79,4 +84,4 @@ def run(args: Args) -> int:
         changes=args.set,
     )
     outcome = recognise(args.data, args.run, args.from_, options, say)
-    return told(outcome, f"coca classify picture.png --model {args.run}")
+    return told(outcome, f"coca classify picture.png --model {shlex.quote(str(args.run))}")

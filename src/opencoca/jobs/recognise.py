@@ -50,6 +50,7 @@ class Options(TrainingOptions):
     """What may be said of recognition; 0 and None leave it to the defaults.
 
     ways: "frozen" trains a new pooler and classifier over the encoder as it is, "tuned" the encoder too.
+    name: the head's, which replaces one of that name and leaves others beside it.
     field: the attribute of prepared samples that is the label. val: the share that is held out where the data have no
     val. most: pictures to train on at most. paper: with the settings of the paper's ImageNet runs.
     """
@@ -74,6 +75,7 @@ def recognise(
     """
     options = options or Options()
     pictures = open_labels(data, options.field, options.val, options.most)
+    head = HeadConfig(options.name, pictures.labels)  # before anything is measured, for its check of the name
     start, module = opened_base(base)
     shown = len(pictures.test.labels) if pictures.test is not None else 0
     say(
@@ -85,7 +87,6 @@ def recognise(
     rows, frozen_facts = probes(plain, pictures)
     for row in rows:
         say(line(row))
-    head = HeadConfig(options.name, pictures.labels)
     best: tuple[float, Predictor, str, int] | None = None
     results: dict[str, Any] = {"labels": len(pictures.labels), "frozen_features": frozen_facts, "trained": {}}
     for way in options.ways:
