@@ -85,6 +85,14 @@ def test_a_name_that_no_head_can_have_is_refused(tables: Path, base: Path, tmp_p
     assert "the head's name 'SNLI-VE' must be of small letters" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["vqa", "snli_ve"])
+def test_a_name_for_no_head_is_refused(tables: Path, base: Path, tmp_path: Path, name: str, capsys) -> None:
+    words = ["vqa", str(tables / "single.csv"), "--from", str(base), "--run", str(tmp_path / "run")]
+    assert main([*words, "--mode", "generate", "--name", name]) == 2
+    said = f"--name {name} names a classifier, and --mode generate trains none; leave out one of the two\n"
+    assert capsys.readouterr().err == f"coca: error: {said}" and not (tmp_path / "run").exists()
+
+
 def test_the_command_to_type_next_takes_as_many_pictures(tables: Path, single: Path, tmp_path: Path, capsys) -> None:
     taught(tables / "single.csv", single, tmp_path / "single")
     assert command_after(capsys.readouterr().out)[:2] == ["coca", "ask"]

@@ -13,6 +13,7 @@ from opencoca.cli.main import Flag
 from opencoca.cli.options import Real, Settings, Whole
 from opencoca.cli.targets import check_folder
 from opencoca.cli.task_runs import From, say, told
+from opencoca.errors import ConfigError
 
 if TYPE_CHECKING:
     from opencoca.jobs.task_runs import Outcome
@@ -49,7 +50,7 @@ class Args:
         arg(metavar="both|classify|generate", help_behavior_hint="(default: both)"),
     ] = "both"
     """Train a classifier over frequent answers, the decoder's own words, or both together."""
-    name: Annotated[str, arg(metavar="NAME")] = "vqa"
+    name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="(default: vqa)")] = None
     """What the model calls the classifier; one of that name that MODEL has already is replaced, any other is kept."""
     answers: Whole = None
     """Size of the classifier's vocabulary (default: 3129)."""
@@ -83,10 +84,14 @@ def run(args: Args) -> int:
     """Runs the job, then prints the table and what to type next."""
     from opencoca.jobs.vqa import MOST_ANSWERS, Options, vqa
 
+    if args.name is not None and args.mode == "generate":
+        raise ConfigError(
+            f"--name {args.name} names a classifier, and --mode generate trains none; leave out one of the two"
+        )
     check_folder(args.run)
     options = Options(
         mode=args.mode,
-        name=args.name,
+        name="vqa" if args.name is None else args.name,
         answers=args.answers or MOST_ANSWERS,
         rare=args.rare,
         frozen=args.frozen,
