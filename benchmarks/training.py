@@ -47,14 +47,16 @@ def captions(count: int, generator: torch.Generator) -> Tensor:
     return ids
 
 
-def batch_of(pixels: Tensor, ids: Tensor, buckets: int = 4) -> Batch:
-    """What our loader makes of these pairs: in order of length, cut to the longest, in buckets."""
+def batch_of(pixels: Tensor, ids: Tensor) -> Batch:
+    """What our loader makes of these pairs: in order of length, cut to the longest, in the recipe's buckets."""
+    data = recipes.get("open_clip.vit_b_32").data
     lengths = (ids > 0).sum(dim=1)
     order = torch.argsort(lengths, stable=True)
     ids = ids[order][:, : int(lengths.max())]
     labels = torch.arange(2 * len(ids)).view(-1, 2)
     keys = tuple(map(str, range(len(ids))))
-    return Batch(pixels[order], ids, ids > 0, labels, keys, bucket_by_length(lengths[order].tolist(), buckets))
+    buckets = bucket_by_length(lengths[order].tolist(), data.text_buckets, data.bucket_gain)
+    return Batch(pixels[order], ids, ids > 0, labels, keys, buckets)
 
 
 class OurRun:

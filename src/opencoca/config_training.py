@@ -134,6 +134,8 @@ class DataConfig:
     randaugment: so many random operations of so much magnitude (0 to 30) per picture; 0 0 turns it off.
     text_buckets: a batch's captions are read in up to so many runs of like length, which changes no value and
         saves padding.
+    bucket_gain: ids of padding that each further run has to save: it reads the decoder's weights and writes their
+        gradients once more. A model that fits into the processor's caches pays nothing for that: 0.
     clump_size: up to so many alike samples (one `concept`, or captions with one first word) stand side by side in the
         order, so that a batch holds hard negatives; 1 is a plain shuffle.
     tokenizer: a tokenizer.json, "openmoji" or "clip" for those that ship, or "train" for a new one from the captions.
@@ -154,6 +156,7 @@ class DataConfig:
     flip: bool = False
     randaugment: tuple[int, int] = (0, 0)
     text_buckets: int = 4
+    bucket_gain: int = 0
     clump_size: int = 1
     tokenizer: str = "train"
     workers: int = 0
@@ -161,6 +164,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "text_buckets", "clump_size")
+        require(self.bucket_gain >= 0, f"bucket_gain {self.bucket_gain} must not be negative; 0 asks for nothing")
         require(self.max_shift_px >= 0, f"max_shift_px {self.max_shift_px} must not be negative; 0 turns it off")
         require(0 <= self.first_caption <= 1, f"first_caption {self.first_caption} must be a share from 0 to 1")
         low, high = self.crop_scale

@@ -9,6 +9,7 @@ import csv
 import itertools
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,12 +114,23 @@ def test_the_command_to_type_next_names_a_split_that_exists(tables, single, tmp_
     assert words[-1].endswith("untold.csv#train") and main([*words, "--no-cache"]) == 0
 
 
-def test_where_pictures_are_elsewhere_python_judges(tables: Path, single: Path, tmp_path: Path, capsys) -> None:
-    taught(tables / "apart" / "double.csv", single, tmp_path / "run", "--pictures", str(tables))
-    python, flag, code = command_after(capsys.readouterr().out)
-    assert (python, flag) == ("python", "-c")
-    paths = [str(path) for path in sorted((tables / "red").glob("*.png"))[:2]]
-    for number, path in enumerate(paths, 1):
-        code = code.replace(f"'{number}.png'", repr(path))
-    exec(code)
-    assert capsys.readouterr().out.startswith("tensor([[")
+def test_pictures_that_are_elsewhere_are_named(tables: Path, single: Path, tmp_path: Path, capsys) -> None:
+    run, moved = tmp_path / "run", tmp_path / "other pictures"
+    shutil.copytree(tables, moved, ignore=shutil.ignore_patterns("*.csv"))
+    taught(tables / "apart" / "double.csv", single, run, "--pictures", str(moved))
+    _, *words = command_after(capsys.readouterr().out)
+    assert words[-2:] == ["--pictures", str(moved)] and main([*words, "--no-cache", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["settings"]["pictures"] == str(moved)
+    (evaluation,) = report["models"][0]["evaluations"]
+    rows = (tables / "apart" / "double.csv").read_text().splitlines()[1:]
+    assert evaluation["facts"]["samples"] == len(rows), "every picture was found"
+    assert main([*words[:-2], "--no-cache"]) == 2, "there are none beside the table"
+    assert "can be asked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data", [[], ["--data", "pairs=."]])
+def test_pictures_of_no_questions_are_refused(single: Path, data: list[str], capsys) -> None:
+    assert main(["eval", str(single), "--suite", "paper", *data, "--pictures", "here"]) == 2
+    said = "--pictures here is for a table of questions; add --data questions=TABLE, or leave it out"
+    assert said in capsys.readouterr().err

@@ -73,6 +73,7 @@ TEXT: dict[str, int] = {
         (lambda: DataConfig("d", batch_size=1, max_shift_px=-1), ["max_shift_px -1"]),
         (lambda: DataConfig("d", batch_size=1, first_caption=1.5), ["first_caption 1.5", "0 to 1"]),
         (lambda: DataConfig("d", batch_size=1, text_buckets=0), ["text_buckets 0"]),
+        (lambda: DataConfig("d", batch_size=1, bucket_gain=-1), ["bucket_gain -1"]),
         (lambda: DataConfig("d", batch_size=1, clump_size=0), ["clump_size 0", "at least 1"]),
         (lambda: VisionConfig(**VISION, max_patches=-1), ["max_patches -1", "0 reads all"]),
         (lambda: RunConfig(log_every_steps=0), ["log_every_steps 0", "at least 1"]),

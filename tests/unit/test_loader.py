@@ -68,21 +68,22 @@ def test_rows_are_put_in_order_in_place(order):
     assert np.array_equal(rows, expected)
 
 
-@given(st.lists(st.integers(2, 12), min_size=1, max_size=9), st.integers(1, 5))
-def test_buckets_cover_all_rows_at_least_cost(lengths, most):
+@given(st.lists(st.integers(2, 12), min_size=1, max_size=9), st.integers(1, 5), st.sampled_from([0, 3, 9, 1000]))
+def test_buckets_cover_all_rows_at_least_cost(lengths, most, gain):
     lengths.sort()
-    buckets = bucket_by_length(lengths, most)
+    buckets = bucket_by_length(lengths, most, gain)
     assert 1 <= len(buckets) <= most
     assert [b.first for b in buckets] == [0, *(b.last for b in buckets[:-1])] and buckets[-1].last == len(lengths)
     assert all(b.first < b.last and b.length == max(lengths[b.first : b.last]) for b in buckets)
 
     def cost(cuts):
-        return sum((last - first) * lengths[last - 1] for first, last in itertools.pairwise((0, *cuts, len(lengths))))
+        runs = itertools.pairwise((0, *cuts, len(lengths)))
+        return sum((last - first) * lengths[last - 1] for first, last in runs) + gain * len(cuts)
 
     best = min(
         cost(cuts) for n in range(min(most, len(lengths))) for cuts in itertools.combinations(range(1, len(lengths)), n)
     )
-    assert sum((b.last - b.first) * b.length for b in buckets) == best
+    assert sum((b.last - b.first) * b.length for b in buckets) + gain * (len(buckets) - 1) == best
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 20])

@@ -43,6 +43,7 @@ class Args:
       coca eval runs/mine --suite smoke --data openmoji=data/openmoji --report out.html
       coca eval runs/mine --suite paper --data coco=/data/coco imagenet=/data/imagenet/val --vs runs/other peer.json
       coca eval runs/mine --suite robustness --data classes=photos val=photos-val --report out.html
+      coca eval runs/both --only questions/vqa --data questions=nlvr2#test --pictures nlvr2/images
       coca eval runs/mine --groups people.csv
       coca eval --selfcheck
     """
@@ -55,6 +56,8 @@ class Args:
     """These evaluations instead of a suite, such as coco/retrieval; a wrong name lists them all."""
     data: Annotated[tuple[str, ...], arg(metavar="NAME=PATH...", help_behavior_hint="")] = ()
     """Where data are: NAME=PATH, or NAME=PATH#SPLIT, several; without a suite one folder of shards."""
+    pictures: Annotated[str | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """The folder that the pictures' paths in a table of questions start from."""
     vs: Annotated[tuple[str, ...], arg(metavar="OTHER...", help_behavior_hint="")] = ()
     """Models to compare with, or results files (.json) of `coca eval` or of benchmarks/peer_results.py."""
     groups: Annotated[Path | None, arg(metavar="TABLE", help_behavior_hint="")] = None
@@ -91,6 +94,10 @@ def run(args: Args) -> int:
     for file in (args.report, None if args.json in (None, "-") else Path(args.json)):
         if file is not None:
             check_file(file)  # before anything is measured
+    if args.pictures is not None and not any(word.startswith("questions=") for word in args.data):
+        raise ConfigError(
+            f"--pictures {args.pictures} is for a table of questions; add --data questions=TABLE, or leave it out"
+        )
     if args.selfcheck:
         return _selfcheck(args)
     if args.suite is not None or args.only or args.groups is not None:
@@ -137,12 +144,13 @@ def _suite(args: Args, model: str | None) -> int:
     entries = registry.chosen(args.suite, ("groups/bias",) if alone else args.only)
     places = args.data if args.groups is None else (*args.data, f"groups={args.groups}")
     data = registry.parse_data(places)
-    options = registry.Options(beams=args.beams, limit=args.limit, cache=_cache(args))
+    options = registry.Options(beams=args.beams, limit=args.limit, pictures=args.pictures, cache=_cache(args))
     outcomes = evaluate(model, args.vs, entries, data, options, _say)
     settings = {
         "beams": args.beams,
         "limit": args.limit,
         "data": {name: str(place.path) for name, place in data.items()},
+        "pictures": args.pictures,
     }
     content = report(outcomes, args.suite or "chosen", settings)
     if args.report is not None:

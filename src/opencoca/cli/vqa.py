@@ -115,9 +115,6 @@ def _then(args: Args, outcome: Outcome) -> str:
     run = shlex.quote(str(args.run))
     if outcome.results["pictures"] == 1:
         return f'coca ask picture.png "a question?" --model {run}'
-    if args.pictures is not None:  # `coca eval` looks for pictures beside the table
-        names = ", ".join(f"'{number}.png'" for number in range(1, outcome.results["pictures"] + 1))
-        judged = f"opencoca.load({str(args.run)!r}).judge([({names})], 'a statement')"
-        return f"python -c {shlex.quote(f'import opencoca; print({judged})')}"
     data = f"{shlex.quote(args.data)}#{outcome.results['told_split']}"
-    return f"coca eval {run} --only questions/vqa --data questions={data}"
+    pictures = "" if args.pictures is None else f" --pictures {shlex.quote(args.pictures)}"
+    return f"coca eval {run} --only questions/vqa --data questions={data}{pictures}"

@@ -73,6 +73,7 @@ class PairLoader:
         augmentation: Augmentation | None = None,
         shuffle_window: int = 0,
         text_buckets: int = 1,
+        bucket_gain: int = 0,
         clump_size: int = 1,
         patch_noise: int = 0,
         parallel_share: float = 0.0,
@@ -91,7 +92,7 @@ class PairLoader:
         self.source, self.tokenizer, self.seed = source, tokenizer, seed
         self.batch_size, self.context_length = batch_size, context_length
         self.rank, self.world, self.rows = rank, world, batch_size // world
-        self.text_buckets, self.patch_noise = text_buckets, patch_noise
+        self.buckets, self.patch_noise = (text_buckets, bucket_gain), patch_noise
         self.parallel_share, self.word_noise, self.query_noise = parallel_share, word_noise, query_noise
         self.workers, self.timeout_s = workers, timeout_s
         self._reader = PairReader(
@@ -139,6 +140,7 @@ class PairLoader:
             ),
             shuffle_window=data.shuffle_window,
             text_buckets=data.text_buckets,
+            bucket_gain=data.bucket_gain,
             clump_size=data.clump_size,
             patch_noise=vision.read_patches if vision.train_patches else 0,
             parallel_share=text.parallel_share,
@@ -263,7 +265,7 @@ class PairLoader:
             torch.from_numpy(valid_BT[order]),
             torch.from_numpy(labels_B2[order]),
             tuple(pairs[i].key for i in order.tolist()),
-            bucket_by_length(lengths_B[order].tolist(), self.text_buckets),
+            bucket_by_length(lengths_B[order].tolist(), *self.buckets),
             **{name: torch.from_numpy(noise[order]) for name, noise in self._noise(pairs, ids_BT.shape[1]).items()},
         )
 
@@ -326,8 +328,11 @@ def lengths_of(valid_BT: np.ndarray) -> np.ndarray:
     return (valid_BT.shape[1] - valid_BT[:, ::-1].argmax(1)) * valid_BT.any(1)
 
 
-def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...]:
-    """Cuts ascending lengths into at most `most` runs, such that padding each run to its longest costs least."""
+def bucket_by_length(lengths: Sequence[int], most: int, gain: int = 0) -> tuple[TextBucket, ...]:
+    """Cuts ascending lengths into at most `most` runs, such that padding each run to its longest costs least.
+
+    A further run has to save `gain` ids of padding.
+    """
     stops = [i + 1 for i in range(len(lengths)) if i + 1 == len(lengths) or lengths[i] != lengths[i + 1]]
     best: dict[int, tuple[int, tuple[TextBucket, ...]]] = {0: (0, ())}  # rows covered: padded ids, buckets
     for _ in range(most):
@@ -335,7 +340,7 @@ def bucket_by_length(lengths: Sequence[int], most: int) -> tuple[TextBucket, ...
             for first, (cost, buckets) in list(best.items()):
                 if first < stop:
                     length = lengths[stop - 1]
-                    offer = cost + (stop - first) * length, (*buckets, TextBucket(first, stop, length))
+                    offer = cost + gain + (stop - first) * length, (*buckets, TextBucket(first, stop, length))
                     if stop not in best or offer[0] < best[stop][0]:
                         best[stop] = offer
     return best[len(lengths)][1]

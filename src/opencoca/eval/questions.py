@@ -224,7 +224,7 @@ def _likeliest(predictor: Predictor, question: Question, tokens: Tensor, choices
 
 
 def make(name: str, data: Data, options: Options) -> QuestionEvaluation:
-    """The evaluation of questions at `--data DATASET=PATH`: by the model's head."""
+    """The evaluation of questions at `--data DATASET=PATH`: by the model's head, pictures from `--pictures`."""
     place = data[name.partition("/")[0]]
-    source = open_questions(str(Path(place.path)), place.split or "val")
+    source = open_questions(str(Path(place.path)), place.split or "val", options.pictures)
     return QuestionEvaluation(name, source.spread(options.limit))

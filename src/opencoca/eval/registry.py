@@ -35,11 +35,13 @@ class Options:
     """What all evaluations of a run share.
 
     beams: of captions. limit: at most so many samples of each evaluation, spread over the data; None takes all.
+    pictures: the folder that paths in a table of questions start from; None is the table's own.
     """
 
     beams: int = 8
     limit: int | None = None
     seed: int = 0
+    pictures: str | None = None
     cache: Cache = field(default_factory=Cache)
 
 

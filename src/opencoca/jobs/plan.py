@@ -222,7 +222,7 @@ def _lengths(config: Config, captions: Sequence[str], tokenizer: Tokenizer | Non
         lengths = tokenizer.encode_batch(list(captions), room)[1].sum(dim=1).tolist()
         how = f"of {len(captions)} captions"
     lengths.sort()
-    buckets = bucket_by_length(lengths, config.data.text_buckets)
+    buckets = bucket_by_length(lengths, config.data.text_buckets, config.data.bucket_gain)
     padded = sum((last - first) * length for first, last, length in buckets) / len(lengths)
     return Captions(sum(lengths) / len(lengths), padded, how)
 
