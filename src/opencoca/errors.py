@@ -46,6 +46,8 @@ def unwritable(path: object, error: Exception, instead: str = "") -> str:
         number = int(told[1])
     if number in FULL:
         repair = f"free some space or {instead or 'choose another folder'}"
+    elif number == errno.EFBIG:  # a limit of the session, or of a file system such as FAT
+        repair = f"raise the limit on the size of files (`ulimit -f`) or {instead or 'choose another disk'}"
     elif number in FORBIDDEN:
         repair = instead or "choose a folder that you may write to, or change its permissions"
     else:

@@ -23,6 +23,17 @@ from opencoca.errors import DataError, unwritable
         (OSError(errno.EACCES, "No"), "", "can't write f (No); choose a folder that you may write to, or change its"),
         (OSError(errno.EACCES, "No"), "do so", "can't write f (No); do so"),
         (OSError(errno.EROFS, "Read-only"), "", "can't write f (Read-only); choose another folder"),
+        (
+            OSError(errno.EFBIG, "Big"),
+            "",
+            "can't write f (Big); raise the limit on the size of files (`ulimit -f`) or ch",
+        ),
+        (
+            OSError(errno.EFBIG, "Big"),
+            "do so",
+            "can't write f (Big); raise the limit on the size of files (`ulimit -f`) or do so",
+        ),
+        (ValueError("I/O error (os error 27)"), "", "can't write f (I/O error (os error 27)); raise the limit"),
         (ValueError("I/O error (os error 28)"), "", "can't write f (I/O error (os error 28)); free some space"),
     ],
 )
