@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from opencoca.cli.data_told import Named, Progress, print_report
 from opencoca.cli.main import DONE, SKIPPED, Flag
 from opencoca.errors import DataError
 
 if TYPE_CHECKING:
-    from opencoca.cli.progress import PictureProgress
     from opencoca.data.get.folder import Got
 
-MOST_NAMED = 20
 OPTIONS = {
     "check": {"split", "pictures", "tokenizer", "context_length", "samples", "decode"},
     "index": {"out", "count_damage"},
@@ -94,7 +92,7 @@ def run(args: Args) -> int:
         return _get(args)
     from opencoca.cli.forms import json_text
 
-    progress, named = _Progress(), _Named()
+    progress, named = Progress(), Named()
     if args.action == "check":
         report = _check(args, progress, named)
     elif args.action == "index":
@@ -108,11 +106,11 @@ def run(args: Args) -> int:
             report["skipped_samples"] = [{"key": key, "reason": reason} for key, reason in named.skipped]
         print(json_text(report, indent=2))
     else:
-        _print(report)
+        print_report(report)
     return SKIPPED if named.skipped else DONE
 
 
-def _check(args: Args, progress: _Progress, named: _Named) -> dict[str, Any]:
+def _check(args: Args, progress: Progress, named: Named) -> dict[str, Any]:
     from opencoca.jobs.data_check import check
 
     report = check(
@@ -135,7 +133,7 @@ def _check(args: Args, progress: _Progress, named: _Named) -> dict[str, Any]:
     return report
 
 
-def _index(args: Args, named: _Named) -> dict[str, Any]:
+def _index(args: Args, named: Named) -> dict[str, Any]:
     from opencoca.jobs.data_index import index
 
     on_damage = "count" if args.count_damage else "stop"
@@ -149,7 +147,7 @@ def _index(args: Args, named: _Named) -> dict[str, Any]:
     return report
 
 
-def _import(args: Args, progress: _Progress, named: _Named) -> dict[str, Any]:
+def _import(args: Args, progress: Progress, named: Named) -> dict[str, Any]:
     from opencoca.jobs.data_import import import_data
 
     if args.out is None:
@@ -186,14 +184,14 @@ def _get(args: Args) -> int:
         return DONE
     for name in args.paths:
         sets.named(name)  # all of them, before one is fetched
-    named, reports = _Named(), []
+    named, reports = Named(), []
     for name in args.paths:
         got = folder.get(name, args.out or Path("data", name), args.packages, _said)
         for key, reason in got.made.skipped if got.made else ():
             named(key, reason)
         reports.append(_got(got))
         if not args.json:
-            _print(reports[-1])
+            print_report(reports[-1])
     named.finish()
     if args.json:
         print(json_text({"data_sets": reports}, indent=2))
@@ -216,42 +214,6 @@ def _said(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-class _Progress:
-    """A bar on a terminal, as soon as it is known how much there is."""
-
-    def __init__(self) -> None:
-        self._bar: PictureProgress | None = None
-
-    def __call__(self, done: int, total: int) -> None:
-        from opencoca.cli.progress import PictureProgress
-
-        self._bar = self._bar or PictureProgress(total)
-        self._bar.move(done)
-
-    def close(self) -> None:
-        if self._bar:
-            self._bar.close()
-
-
-class _Named:
-    """Names what is skipped on standard error, the first of it; the rest it counts."""
-
-    def __init__(self) -> None:
-        self.skipped: list[tuple[str, str]] = []
-
-    def __call__(self, key: str, reason: str) -> None:
-        from opencoca.cli.forms import shown
-
-        self.skipped.append((key, reason))
-        if len(self.skipped) <= MOST_NAMED:
-            print(f"skipped {shown(key)}: {shown(reason)}", file=sys.stderr)
-
-    def finish(self) -> None:
-        more = len(self.skipped) - MOST_NAMED
-        if more > 0:
-            print(f"skipped {more} more; --json lists all", file=sys.stderr)
-
-
 def _refuse_options(args: Args) -> None:
     given = {f.name for f in dataclasses.fields(args) if getattr(args, f.name) != f.default} - {"action", "paths"}
     for name in sorted(given - {"http", "json"} - OPTIONS[args.action]):
@@ -269,35 +231,6 @@ def _refuse_options(args: Args) -> None:
         raise DataError(f"{args.action} takes one path, and {len(args.paths)} were given; run it for each")
     if args.samples < 0 or args.context_length < 3:
         raise DataError(f"--samples {args.samples} must be 0 or more, --context-length {args.context_length} 3 or more")
-
-
-def _print(report: Mapping[str, Any]) -> None:
-    """A fact a line, with a tab between; facts of a split have its name before theirs."""
-    from opencoca.cli.forms import shown
-
-    plain = {name: value for name, value in report.items() if name not in ("splits", "shared")}
-    if "splits" in report:
-        plain.pop("skipped")  # each split says it, and why
-    facts = _facts(plain)
-    for split, found in report.get("splits", {}).items():
-        facts += _facts(found, "" if split == "all" else f"{split}.")
-    for shared in report.get("shared", []):
-        both = "+".join(shared["splits"])
-        facts += [(f"{both}.{what}", shared[what]) for what in ("pictures", "captions")]
-    for name, value in facts:
-        print(f"{name}\t{shown(value)}")
-
-
-def _facts(report: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    facts: list[tuple[str, Any]] = []
-    for name, value in report.items():
-        if isinstance(value, Mapping):
-            facts += _facts(value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            facts += [(prefix + name, entry) for entry in value]
-        else:
-            facts.append((prefix + name, value))
-    return facts
 
 
 def _such_as(keys: list[str]) -> str:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 from tyro.conf import Positional, arg
 from tyro.constructors import PrimitiveConstructorSpec
 
-from opencoca.cli.forms import Row, named, shown, stdout_is_utf8
+from opencoca.cli.forms import shown
+from opencoca.cli.hits import say_named_before, show
 from opencoca.cli.main import DONE, SKIPPED, Flag, ModelName
-from opencoca.cli.targets import check_file, write_file, writing
+from opencoca.cli.targets import check_file, writing
 from opencoca.errors import DataError
 from opencoca.search.filters import Filters, day, size
 from opencoca.search.query import EMPTY, parse
@@ -136,10 +137,10 @@ def run(args: Args) -> int:
         print(f"skipped {shown(args.folder / path)}: it {shown(what)}", file=sys.stderr)
     skipped = len(answer.bad) + answer.named_before
     if answer.named_before:
-        _say_named_before(args.folder, answer.named_before)
+        say_named_before(args.folder, answer.named_before)
     if skipped:
         print(f"{answer.indexed} done, {skipped} skipped", file=sys.stderr)
-    _show(args, query, answer, below)
+    show(args, query, answer, below)
     return SKIPPED if skipped else DONE
 
 
@@ -204,7 +205,7 @@ def _search(args: Args, query: str, request: Request, below: Path) -> int:
                 output.done(len(index))
             answer = answers.answer(index, request, len(paths) - len(bad), bad)
             code = output.finish()
-        _show(args, query, answer, below)
+        show(args, query, answer, below)
         if args.resident and place == index_folder(args.folder):
             client.start(args.folder, place, args.model, IDLE_MINUTES)
         return code
@@ -276,54 +277,5 @@ def bring_up_to_date(
         output.done(1)
         return []
     if counts.named_before and (counts.pictures or counts.named_before < len(counts.bad)):
-        _say_named_before(folder, counts.named_before)
+        say_named_before(folder, counts.named_before)
     return counts.bad
-
-
-def _say_named_before(folder: Path, count: int) -> None:
-    what = f"{count:,} that can't be read and were named before"
-    print(f"skipped {what}; list them with: coca index {shown(folder)}", file=sys.stderr)
-
-
-def _show(args: Args, query: str, answer: Answer, below: Path) -> None:
-    """Prints what was found, and what is to be said of it; imports nothing slow."""
-    hits = [hit for hit in answer.hits if hit.good or not args.good]
-    paths = [str(below / hit.path) for hit in hits]
-    if args.json:
-        form = named("json", [])
-        form.ascii = not stdout_is_utf8()
-        rows = [Row((), {**dataclasses.asdict(hit), "path": path}) for path, hit in zip(paths, hits, strict=True)]
-        text = form.opening + "".join(form.piece(row, first=not i) for i, row in enumerate(rows))
-        print(text + form.closing(empty=not rows), end="")
-    else:
-        width = max(map(len, map(shown, paths)), default=0) if sys.stdout.isatty() else 0
-        for path, hit in zip(paths, hits, strict=True):
-            line = (
-                f"{shown(path):<{width}}  {hit.score:.3f}  {shown(hit.why)}"
-                if width
-                else f"{shown(path)}\t{hit.score:.3f}"
-            )
-            print(line)
-    if answer.indexed < answer.total:
-        what = f"{answer.indexed:,} of {answer.total:,} pictures"
-        print(f"searched {what}; the others aren't indexed yet", file=sys.stderr)
-    if not answer.hits and args.within and not (below / args.within).is_dir():
-        print(f"no folder {shown(args.within)} in {shown(args.folder)}; check --within", file=sys.stderr)
-    elif not any(hit.good for hit in answer.hits):
-        best = f"the nearest picture has {answer.hits[0].score:.3f}" if answer.hits else "no picture passes"
-        print(f"no good match: {best}; unrelated queries reach {answer.level:.3f} here", file=sys.stderr)
-    if args.html or args.open:
-        _page(args, query, answer, hits, below)
-
-
-def _page(args: Args, query: str, answer: Answer, hits: list[Any], below: Path) -> None:
-    import webbrowser
-
-    from opencoca.search.sheet import Cell, sheet
-
-    file = args.html or Path(tempfile.mkdtemp(prefix="opencoca-")) / "found.html"
-    cells = [Cell(below / hit.path, hit.path, hit.caption, hit.why, hit.good) for hit in hits]
-    note = f"The {len(cells)} best of {answer.indexed:,} pictures in {args.folder}"
-    write_file(file, sheet(query, note, [("", cells)]).encode(errors="replace"))
-    if args.open:
-        webbrowser.open(file.absolute().as_uri())
