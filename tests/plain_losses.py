@@ -1,5 +1,6 @@
-"""The losses as their definitions read, whole matrices and all: what the chunked ones must equal."""
+"""The losses as their definitions read, whole matrices and all, or as Python's sums: what ours must equal."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -76,3 +77,15 @@ class Operations(TorchDispatchMode):
             if isinstance(x, Tensor) and not func.is_view:
                 self.largest = max(self.largest, x.numel())
         return result
+
+
+def written_out(image: Tensor, text: Tensor, scale: float, groups: list[int]) -> float:
+    """CoCa Eq. 2 with Python's sums: minus the mean over pairs of both log-ratios."""
+    total = 0.0
+    pairs = range(len(groups))
+    for i in pairs:
+        rivals = [j for j in pairs if j == i or groups[j] != groups[i]]
+        own = math.exp(scale * float(image[i] @ text[i]))
+        total -= math.log(own / sum(math.exp(scale * float(image[i] @ text[j])) for j in rivals))
+        total -= math.log(own / sum(math.exp(scale * float(image[j] @ text[i])) for j in rivals))
+    return total / len(groups)

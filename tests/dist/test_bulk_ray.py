@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from tests import tiny
+from tests.bulk_runs import contents, write_tar
 from tests.support import samples
-from tests.unit.test_bulk import contents, write_tar
 
 from opencoca.errors import DataError
 from opencoca.jobs import bulk, bulk_ray

@@ -2,81 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
-import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from tests import tiny
-from tests.support import png, samples
+from tests import bulk_runs, tiny
+from tests.bulk_runs import contents, prepared, run, task_of, write_tar
+from tests.support import samples
 
 from opencoca.errors import DataError
 from opencoca.infer.predictor import Predictor
-from opencoca.jobs import bulk, bulk_output
-from opencoca.jobs.bulk_input import Input, open_input
+from opencoca.jobs import bulk_output
 from opencoca.jobs.bulk_output import Place, file_of
-from opencoca.jobs.bulk_shard import Task
 
+predictor = bulk_runs.predictor
+tars = bulk_runs.tars
 parquet = pytest.importorskip("pyarrow.parquet")
-
-
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    torch.set_num_threads(1)
-    return tiny.predictor(batch_size=4)
-
-
-@pytest.fixture
-def tars(tmp_path: Path) -> Path:
-    """Three tars of five pictures each, without captions; the second holds a torn one."""
-    for number in range(3):
-        members = [(f"{number}{i}", sample.picture) for i, sample in enumerate(samples()[5 * number : 5 * number + 5])]
-        if number == 1:
-            members[2] = (members[2][0], members[2][1][:40])
-        write_tar(tmp_path / "tars" / f"{number:05d}.tar", members)
-    return tmp_path / "tars"
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for key, picture in members:
-            entry = tarfile.TarInfo(f"{key}.png")
-            entry.size = len(picture)
-            tar.addfile(entry, io.BytesIO(picture))
-
-
-def task_of(predictor: Predictor, *do: str, **changes: Any) -> Task:
-    options: dict[str, Any] = {"generation": {"beams": 1, "max_tokens": 8, "temperature": 0.0}, "batch_size": 4}
-    return Task("tiny", predictor.fingerprint(), do or ("embed",), **{**options, **changes})
-
-
-def run(found: Input | Path, out: Path, predictor: Predictor, task: Task | None = None, **options: Any) -> bulk.Report:
-    found = found if isinstance(found, Input) else open_input(str(found))
-    options = {"max_bad": 0.5, **options}
-    return bulk.run(
-        found, Place(str(out)), task or task_of(predictor), model_name="tiny", predictor=predictor, **options
-    )
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    """All files of an output, but for the lock and what is this machine's alone: times of the input's files."""
-    found = {}
-    for path in sorted(out.rglob("*")):
-        if path.is_file() and path.name != ".lock":
-            facts = json.loads(path.read_bytes()) if path.suffix == ".json" else {}
-            if "stamp" in facts:
-                del facts["stamp"], facts["digest"]
-            name = path.relative_to(out).as_posix()
-            found[name] = json.dumps(facts).encode() if facts else path.read_bytes()
-    return found
 
 
 def test_a_shard_holds_what_the_predictor_makes_and_names_what_is_bad(
@@ -188,130 +133,6 @@ def test_bad_pictures_are_counted_and_too_many_stop_the_run(tars: Path, tmp_path
     assert (report.done, report.rows, report.bad) == (0, 14, 1)
 
 
-def test_a_shard_that_cannot_be_read_is_named_and_the_others_are_done(
-    tars: Path, tmp_path: Path, predictor: Predictor
-) -> None:
-    from opencoca.jobs.data_index import index
-
-    write_tar(tars / "00001.tar", [("whole", samples()[0].picture)])
-    for tar in tars.glob("*.tar"):  # an index wants captions
-        with tarfile.open(tar, "a") as file:
-            for name in file.getnames():
-                entry = tarfile.TarInfo(name.replace("png", "txt"))
-                entry.size = 1
-                file.addfile(entry, io.BytesIO(b"x"))
-    index(str(tars))
-    content = bytearray((tars / "00001.tar").read_bytes())
-    content[600] ^= 1  # a byte of the picture
-    (tars / "00001.tar").write_bytes(content)
-    with pytest.raises(DataError, match=r"1 of 3 shards can't be read, the others are done .*00001.*sha256"):
-        run(tars, tmp_path / "out", predictor)
-    content[600] ^= 1
-    (tars / "00001.tar").write_bytes(content)
-    assert run(tars, tmp_path / "out", predictor).done == 1
-
-
-def test_a_damaged_tar_gives_what_is_whole_and_names_the_damage(
-    tars: Path, tmp_path: Path, predictor: Predictor
-) -> None:
-    content = (tars / "00002.tar").read_bytes()
-    (tars / "00002.tar").write_bytes(content[:4000])
-    report = run(tars, tmp_path / "out", predictor)
-    record = Place(str(tmp_path / "out")).record("00002")
-    assert record.rows < 5 and record.bad and " ends " in record.bad[-1][1]
-    assert report.bad == 1 + len(record.bad)
-
-
-def prepared(folder: Path) -> Path:
-    from tests.support import write_shards
-
-    return write_shards(folder)
-
-
-def loose(folder: Path) -> Path:
-    for i, sample in enumerate(samples()[:7]):
-        (folder / "a" / "b").mkdir(parents=True, exist_ok=True)
-        (folder / ("a/b" if i % 2 else "a") / f"{i}.png").write_bytes(sample.picture)
-    (folder / "top.png").write_bytes(b"no picture")
-    return folder
-
-
-def table(folder: Path) -> Path:
-    loose(folder)
-    (folder / "captions.csv").write_text("file_name,caption\na/0.png,red\na/b/1.png,blue\na/2.png,\n")
-    return folder / "captions.csv"
-
-
-def arrow_table(folder: Path) -> Path:
-    import pyarrow as pa
-
-    folder.mkdir()
-    rows = {"image": [{"bytes": s.picture, "path": s.key} for s in samples()[:6]], "caption": ["x"] * 6}
-    parquet.write_table(pa.table(rows), folder / "rows.parquet", row_group_size=4)
-    return folder / "rows.parquet"
-
-
-@pytest.mark.parametrize(
-    ("made", "split", "shards", "rows", "bad"),
-    [
-        (prepared, None, ["train-000000", "train-000001", "train-000002", "val-000000"], 72, 0),
-        (prepared, "val", ["val-000000"], 12, 0),
-        (loose, None, ["part-000000", "part-000001", "part-000002"], 7, 1),
-        (table, None, ["part-000000"], 2, 1),
-        (arrow_table, None, ["part-000000", "part-000001", "part-000002"], 6, 0),
-    ],
-)
-def test_every_form_of_data_becomes_shards(
-    made: Callable[[Path], Path],
-    split: str | None,
-    shards: list[str],
-    rows: int,
-    bad: int,
-    tmp_path: Path,
-    predictor: Predictor,
-) -> None:
-    found = open_input(str(made(tmp_path / "data")), split, per_shard=3)
-    assert sorted(shard.name for shard in found.shards) == shards
-    report = run(found, tmp_path / "out", predictor)
-    assert (report.rows, report.bad) == (rows, bad)
-    keys = [
-        k
-        for s in found.shards
-        for k in parquet.read_table(tmp_path / "out" / file_of(s.name)).column("key").to_pylist()
-    ]
-    assert len(set(keys)) == rows
-    assert run(found, tmp_path / "out", predictor).done == 0
-
-
-def test_a_changed_file_of_a_folder_is_noticed(tmp_path: Path, predictor: Predictor) -> None:
-    folder = loose(tmp_path / "data")
-    run(open_input(str(folder), per_shard=3), tmp_path / "out", predictor)
-    (folder / "a" / "0.png").write_bytes(samples()[50].picture)
-    with pytest.raises(DataError, match="the shard part-000000 changed"):
-        run(open_input(str(folder), per_shard=3), tmp_path / "out", predictor)
-
-
-def test_urls_are_read_and_written(tars: Path, tmp_path: Path, predictor: Predictor) -> None:
-    import fsspec
-
-    run(tars, tmp_path / "here", predictor)
-    memory = fsspec.filesystem("memory")
-    for tar in sorted(tars.glob("*.tar")):
-        memory.pipe_file(f"/bulk/in/{tar.name}", tar.read_bytes())
-    try:
-        found = open_input("memory://bulk/in")
-        place = Place("memory://bulk/out")
-        for done in (3, 0):
-            report = bulk.run(found, place, task_of(predictor), model_name="tiny", predictor=predictor)
-            assert report.done == done
-        for name in ("00000", "00001", "00002"):
-            assert place.read(file_of(name)) == (tmp_path / "here" / file_of(name)).read_bytes()
-    finally:
-        memory.rm("/bulk", recursive=True)
-    with pytest.raises(DataError, match="can't be written in one step"):
-        Place("sftp://host/out")
-
-
 def test_a_folder_with_something_else_is_left_alone(tars: Path, tmp_path: Path, predictor: Predictor) -> None:
     shards = prepared(tmp_path / "shards")
     before = contents(shards)
@@ -370,8 +191,3 @@ def test_left_overs_of_killed_writers_are_removed(tars: Path, tmp_path: Path, pr
     run(tars, out, predictor)
     assert not list(out.rglob(".partial-*"))
     shutil.rmtree(out)
-
-
-def test_a_picture_without_colour_is_still_a_row(tmp_path: Path, predictor: Predictor) -> None:
-    write_tar(tmp_path / "t" / "0.tar", [("grey", png(np.zeros((4, 4), np.uint8)))])
-    assert run(tmp_path / "t", tmp_path / "out", predictor).rows == 1

@@ -3,75 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests import published
 from tests import tiny as tiny_model
-from tests.pairs import make
-from tests.support import rows, samples, tiny_config, tiny_loader, tiny_tokenizer, train_tiny, write_shards
+from tests.decoder_draws import (
+    ALL,
+    EXACT,
+    IDS,
+    PARALLEL,
+    PIXELS,
+    VALID,
+    batch_of,
+    changed,
+    fields_of,
+    model_of,
+    run,
+    uniform,
+)
+from tests.support import tiny_config, tiny_loader, tiny_tokenizer, write_shards
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import log_softmax
-from torch.utils.flop_counter import FlopCounterMode
 
-from opencoca import checkpoint, recipes
-from opencoca.config import ModelConfig, trained_positions
+from opencoca import recipes
+from opencoca.config import trained_positions
 from opencoca.errors import ConfigError
 from opencoca.infer.predictor import Predictor
-from opencoca.interop.open_clip_folder import read_folder, write_folder
-from opencoca.jobs.initial import from_model
 from opencoca.model.coca import CoCa
 from opencoca.model.draws import kept
 from opencoca.model.init import build, init_weights
-from opencoca.model_card import Origin
 from opencoca.train.optim import layers_above
 from opencoca.train.task import Pretraining
-from opencoca.types import Batch, CoCaOutput, DecoderDraws, TextBucket
-
-EXACT = {"rtol": 0.0, "atol": 1e-12}
-IDS = torch.tensor([[1, 7, 2, 0, 0, 0], [1, 4, 5, 6, 2, 0], [1, 4, 5, 8, 9, 2], [1, 9, 2, 0, 0, 0]])
-VALID = IDS > 0
-ALL = {"text.parallel_share": 0.5, "text.token_drop": 0.4, "pooler.train_queries": 3}
-
-
-def changed(config: ModelConfig | None = None, **fields: float) -> ModelConfig:
-    """`recipes.tiny` with fields of its text and pooler, as in text_token_drop=0.5."""
-    config = config or recipes.tiny.tiny().model
-    for name, value in fields.items():
-        part, _, field = name.partition("_")
-        config = dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **{field: value})})
-    return config
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def uniform(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@functools.cache
-def model_of(**fields: float) -> CoCa:
-    model = build(changed(**fields)).double().requires_grad_(False)
-    if model.multimodal.mask_TD is not None:
-        model.multimodal.mask_TD += random(*model.multimodal.mask_TD.shape)
-    return model.eval()
-
-
-PIXELS = random(4, 3, 16, 16)
-
-
-def run(model: CoCa, drawn: DecoderDraws | None = None, ids: Tensor = IDS, valid: Tensor = VALID) -> CoCaOutput:
-    return model(PIXELS, ids, valid) if drawn is None else model(PIXELS, ids, valid, (), None, drawn)
-
+from opencoca.types import DecoderDraws, TextBucket
 
 # --- off ----------------------------------------------------------------------------------------------------------
 
@@ -87,7 +54,7 @@ def test_without_the_options_there_is_no_weight_and_no_draw(tmp_path) -> None:
 
 
 def test_the_masks_are_the_only_weights_and_change_no_other() -> None:
-    plain, full = (build(config).state_dict() for config in (changed(), changed(**_fields(ALL))))
+    plain, full = (build(config).state_dict() for config in (changed(), changed(**fields_of(ALL))))
     assert full.keys() - plain.keys() == {"multimodal.mask_TD"} and full["multimodal.mask_TD"].shape == (15, 48)
     assert all(torch.equal(tensor, full[name]) for name, tensor in plain.items())
     above = layers_above(full)
@@ -106,7 +73,7 @@ def test_poison_of_the_masks() -> None:
 @torch.no_grad()
 def test_without_draws_the_model_computes_what_it_does_without_the_options() -> None:
     """As in evaluation and generation, which the masks don't reach: here they are NaN."""
-    config = dataclasses.replace(tiny_model.CONFIG, model=changed(**_fields(ALL)))
+    config = dataclasses.replace(tiny_model.CONFIG, model=changed(**fields_of(ALL)))
     model, plain = build(config.model), build(tiny_model.CONFIG.model)
     assert model.multimodal.mask_TD is not None
     model.multimodal.mask_TD.fill_(math.nan)
@@ -126,13 +93,7 @@ def test_shares_that_make_no_sense_are_refused(field: str, value: float) -> None
         tiny_model.CONFIG.with_values([f"model.{field}={value}"])
 
 
-def _fields(settings: dict[str, float]) -> dict[str, float]:
-    return {name.replace(".", "_"): value for name, value in settings.items()}
-
-
 # --- parallel prediction ------------------------------------------------------------------------------------------
-
-PARALLEL = torch.tensor([True, False, True, False])
 
 
 def test_a_parallel_caption_is_predicted_from_the_picture_alone() -> None:
@@ -170,7 +131,7 @@ def test_gradients_reach_the_masks_and_not_the_masked_text() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("buckets", [(), (TextBucket(0, 1, 3), TextBucket(1, 3, 6), TextBucket(3, 4, 3))])
 def test_kept_positions_compute_what_each_caption_computes_alone(buckets: tuple[TextBucket, ...]) -> None:
-    model = model_of(**_fields(ALL))
+    model = model_of(**fields_of(ALL))
     drawn = DecoderDraws(PARALLEL, uniform(4, 5, seed=1), uniform(4, 5, seed=2))
     assert drawn.words is not None and drawn.queries is not None
     found = model(PIXELS, IDS, VALID, buckets, None, drawn)
@@ -212,14 +173,8 @@ def test_so_many_positions_are_kept_whatever_else_is_in_the_batch(
             assert min(noise_BT[row, at]) >= max(left_out)
 
 
-def batch_of(drawn: DecoderDraws, buckets: tuple[TextBucket, ...] = ()) -> Batch:
-    labels = torch.arange(8).view(4, 2)
-    keys = ("a", "b", "c", "d")
-    return Batch(PIXELS, IDS, VALID, labels, keys, buckets, None, *drawn)
-
-
 def test_the_loss_is_the_mean_over_the_kept_tokens() -> None:
-    model = model_of(**_fields(ALL))
+    model = model_of(**fields_of(ALL))
     drawn = DecoderDraws(PARALLEL, uniform(4, 5, seed=1), uniform(4, 5, seed=2))
     assert drawn.words is not None
     task = Pretraining(model.config, recipes.tiny.tiny().loss)
@@ -229,96 +184,3 @@ def test_the_loss_is_the_mean_over_the_kept_tokens() -> None:
     nats = [-log_p[row, t, IDS[row, t + 1]] for row, t in keep.nonzero().tolist()]
     assert task.counts(batch_of(drawn)) == {"captioning": len(nats)} and 0 < len(nats) < VALID[:, 1:].sum()
     torch.testing.assert_close(found.parts["captioning"], torch.stack(nats).mean(), **EXACT)
-
-
-# --- draws of the loader ------------------------------------------------------------------------------------------
-
-
-def test_draws_are_each_samples_own() -> None:
-    options = {"parallel_share": 0.3, "word_noise": True, "query_noise": 5}
-    whole = make(samples(), 3, batch_size=72, **options).batch(0)
-    own = {key: [part[row] for part in whole.decoder_draws] for row, key in enumerate(whole.keys)}
-    assert whole.word_noise.shape == (72, whole.ids.shape[1] - 1) and whole.query_noise.shape == (72, 5)
-    for start in (0, 8, 40):
-        some = make(samples(), 3, batch_size=8, **options).batch(start)
-        length = some.ids.shape[1] - 1
-        for row, key in enumerate(some.keys):
-            parallel, words, queries = own[key]
-            assert some.parallel[row] == parallel and torch.equal(some.query_noise[row], queries)
-            assert torch.equal(some.word_noise[row, :length], words[:length])
-    epochs = [make(samples(), 3, batch_size=72, **options).batch(72 * epoch) for epoch in range(40)]
-    share = torch.stack([batch.parallel.double().mean() for batch in epochs]).mean().item()
-    assert share == pytest.approx(0.3, abs=0.03)
-    firsts = {batch.keys.index("red-square-0"): batch for batch in epochs}
-    assert {bool(batch.parallel[row]) for row, batch in firsts.items()} == {True, False}, "anew in each epoch"
-    together = torch.stack([whole.word_noise[:, 0], whole.query_noise[:, 0]])
-    assert abs(torch.corrcoef(together)[0, 1]) < 0.3
-
-
-def test_a_run_learns_and_goes_on_from_its_checkpoint_alike(tmp_path: Path) -> None:
-    config = tiny_config(
-        write_shards(tmp_path / "data"), optim={"steps": 8}, run={"checkpoint_every_steps": 4, "keep_checkpoints": 5}
-    ).with_values([f"model.{name}={value}" for name, value in ALL.items()])
-    whole = train_tiny(config, tmp_path / "whole")
-    first, *_ = rows(tmp_path / "whole")
-    assert whole.metrics["captioning"] < 0.7 * first["captioning"]
-    before = build(config.model, config.run.seed).multimodal.mask_TD
-    assert before is not None and not torch.equal(whole.model.multimodal.mask_TD, before)
-    steps = sorted(path for path in (tmp_path / "whole").rglob("*") if (path / checkpoint.STATE).is_file())
-    (tmp_path / "again").mkdir()
-    steps[0].rename(tmp_path / "again" / steps[0].name)
-    again = train_tiny(config, tmp_path / "again")
-    assert again.step == 8
-    for (name, ours), theirs in zip(again.model.named_parameters(), whole.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
-
-
-# --- counting, other models and layouts ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("fields", [{"text.token_drop": 0.5}, {"pooler.train_queries": 2}, ALL])
-def test_the_utilisation_counts_what_torch_counts(fields: dict[str, float]) -> None:
-    config = changed(**_fields(fields))
-    drawn = DecoderDraws(
-        PARALLEL if config.text.parallel_share else None,
-        uniform(4, 5) if config.text.token_drop else None,
-        uniform(4, 5) if config.pooler.train_queries else None,
-    )
-    order = VALID.sum(1).argsort(stable=True)
-    buckets = (TextBucket(0, 2, 3), TextBucket(2, 3, 5), TextBucket(3, 4, 6))
-    batch = batch_of(drawn.__class__(*(None if x is None else x[order] for x in drawn)), buckets)
-    batch = batch._replace(pixels=PIXELS.float(), ids=IDS[order], valid=VALID[order])
-    task = Pretraining(config, recipes.tiny.tiny().loss)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        task.loss(build(config), batch)
-    similarities = 2 * 4 * 4 * config.embed_dim
-    assert task.forward_flops(batch) == counter.get_total_flops() - similarities
-    plain = batch._replace(parallel=None, word_noise=None, query_noise=None)
-    assert task.forward_flops(batch) < Pretraining(changed(), recipes.tiny.tiny().loss).forward_flops(plain)
-
-
-def test_masks_are_dropped_or_drawn_where_another_model_begins(tmp_path: Path) -> None:
-    with_masks = dataclasses.replace(tiny_model.CONFIG, model=changed(text_parallel_share=0.5))
-    trained, plain = build(with_masks.model, seed=1), build(tiny_model.CONFIG.model, seed=2)
-    checkpoint.save(tmp_path / "masks", with_masks, tiny_tokenizer(), dict(trained.named_parameters()))
-    checkpoint.save(tmp_path / "plain", tiny_model.CONFIG, tiny_tokenizer(), dict(plain.named_parameters()))
-    for source, config, masks in (
-        ("masks", tiny_model.CONFIG, None),
-        ("plain", with_masks, build(with_masks.model, seed=3).multimodal.mask_TD),
-        ("masks", dataclasses.replace(tiny_model.CONFIG, model=changed(**_fields(ALL))), trained.multimodal.mask_TD),
-    ):
-        model = build(config.model, seed=3)
-        from_model(tmp_path / source, config, tiny_tokenizer())(model)
-        assert torch.equal(model.head.weight, (trained if source == "masks" else plain).head.weight)
-        assert (masks is None and model.multimodal.mask_TD is None) or torch.equal(model.multimodal.mask_TD, masks)
-
-
-def test_the_published_layout_keeps_the_model_and_not_the_options(tmp_path: Path) -> None:
-    layout = published.config().model
-    config = changed(layout, text_parallel_share=0.75, text_token_drop=0.5, pooler_train_queries=1)
-    whole = recipes.open_clip.settings("some", config)
-    folder, model = tmp_path / "model", build(config)
-    write_folder(folder, model, whole, published.tokenizer(), Origin("a test"))
-    again = read_folder(folder)
-    assert again.config.model == layout and again.model.multimodal.mask_TD is None
-    assert torch.equal(again.model.head.weight, model.head.weight)
