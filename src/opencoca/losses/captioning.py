@@ -73,8 +73,8 @@ def _sweep(
     by_weight_VD = nats_X.new_empty(weight_VD.shape) if wanted[1] else None
     if by_weight_VD is not None and not positions:
         by_weight_VD.zero_()
-    # a fifth at most: in small batches too, a chunk is a fraction of the logits
-    runs = chunks(positions, vocabulary, nats_X, chunk, most=max(64, positions // 5))
+    # a fifth at most, so that a chunk is a fraction of the logits; but products of fewer than 128 rows are slow
+    runs = chunks(positions, vocabulary, nats_X, chunk, most=max(128, positions // 5))
     logits_XV = nats_X.new_empty(longest(runs), vocabulary)
     for first, last in runs:
         decoded_CD, targets_C = decoded_XD[first:last], targets[first:last]
