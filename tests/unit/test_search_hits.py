@@ -13,6 +13,7 @@ from tests.indexes import make, names
 from opencoca.errors import DataError
 from opencoca.search import graph
 from opencoca.search.filters import Filters, day
+from opencoca.search.index import Index
 from opencoca.search.store import Store
 
 predictor = indexes.predictor
@@ -103,3 +104,15 @@ def test_a_graph_proposes_and_scores_stay_exact(predictor, folder, place, monkey
     tiny.save_picture(folder / "newer.png", 61)
     (folder / "0.png").unlink()
     assert sorted(names(make(folder, predictor, place))) == ["1.png", "2.png", "3.png", "4.png", "new.png", "newer.png"]
+
+
+def test_without_the_library_a_graph_is_left_aside(predictor, folder, place, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(graph, "WORTH_IT", 4)
+    index = make(folder, predictor, place)
+    want = [(hit.path.name, hit.score) for hit in index.search("red circle")]
+    assert index.backend._graph is not None
+    monkeypatch.setattr(graph, "is_there", lambda: False)
+    again = Index.open(folder, predictor, place)
+    assert again.backend._graph is None
+    assert [(hit.path.name, hit.score) for hit in again.search("red circle")] == want
