@@ -2,7 +2,7 @@
 # Makes the environment with Ray Data and LanceDB, which are some 700 MB and no part of the developers' one.
 #
 #   benchmarks/distributed_environment.sh FOLDER        then FOLDER/bin/python benchmarks/bulk.py
-#   FOLDER/bin/python -m pytest tests/unit/test_bulk.py tests/unit/test_bulk_index.py tests/dist/test_bulk_ray.py
+#   FOLDER/bin/python -m pytest tests/unit/test_bulk.py tests/unit/test_bulk_input.py tests/unit/test_bulk_index.py tests/dist/test_bulk_ray.py
 set -eu
 folder=${1:?usage: benchmarks/distributed_environment.sh FOLDER}
 here=$(cd "$(dirname "$0")/.." && pwd)
