@@ -168,13 +168,16 @@ def _best(parts: Sequence[Rows], query: np.ndarray, candidates: np.ndarray, k: i
     where a graph proposes a few rows they are what a search waits for.
     """
     query_E = query.astype(np.float64)
-    scores = np.empty(len(candidates), np.float32)
-    first = begin = 0
-    for part in parts:
-        end = first + len(part.vectors)
-        stop = len(candidates) if part is parts[-1] else int(candidates.searchsorted(end))
-        rows = part.vectors.numpy().take(candidates[begin:stop] - first, axis=0)
-        scores[begin:stop] = rows.astype(np.float64) @ query_E
-        first, begin = end, stop
-    order = np.lexsort((candidates, -scores))[:k]
+    if len(parts) == 1:
+        scores = _products(parts[0], candidates, query_E)
+    else:
+        edges = np.cumsum([0, *(len(part.vectors) for part in parts)])
+        runs = np.split(candidates, candidates.searchsorted(edges[1:-1]))
+        of_parts = zip(parts, runs, edges[:-1], strict=True)
+        scores = np.concatenate([_products(part, run - first, query_E) for part, run, first in of_parts])
+    order = (-scores).argsort(kind="stable")[:k]
     return candidates[order], scores[order]
+
+
+def _products(part: Rows, rows: np.ndarray, query_E: np.ndarray) -> np.ndarray:
+    return (part.vectors.numpy().take(rows, axis=0).astype(np.float64) @ query_E).astype(np.float32)

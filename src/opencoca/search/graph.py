@@ -39,7 +39,7 @@ class Graph(NamedTuple):
         """Rows int64 that may be among the k nearest to a float32 [E], ascending: half as many again."""
         found = self.index.search(query[None], min(k + (k + 1) // 2, self.rows))[1][0]
         found.sort()
-        return found[found.searchsorted(0) :]  # -1 where it found fewer
+        return found if found[0] >= 0 else found[found >= 0]  # -1 where it found fewer
 
 
 def is_there() -> bool:
