@@ -4,7 +4,7 @@ Exact: the best 10 of unit-norm rows, one query at a time, in turn, medians; rec
 this machine's memory bandwidth, measured in the same run as the fastest of several ways to read memory; rates are of
 the rows' float16 bytes. Approximate: text queries among picture embeddings of the model that ships, made of drawings
 that are turned, mirrored, shifted, scaled and tinted; the quickest setting of each library that reaches the recall,
-all in turn, medians of 7 rounds of 300 queries.
+all in turn, medians of 31 rounds of 300 queries.
 Indexing: 10,000 files, against `Predictor.embed_images` of the same. Command: `coca search` with a resident process,
 the start of its own process included.
 
@@ -43,7 +43,7 @@ K = 10
 WIDTH = 768
 QUERIES = 20
 RECALL = 0.95
-ROUNDS = 7
+ROUNDS = 31
 
 
 def bandwidth(rows: Tensor) -> float:

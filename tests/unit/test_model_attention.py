@@ -92,3 +92,35 @@ def test_a_block_equals_its_formula() -> None:
     hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
     expected = expected + block.mlp.down(hidden)
     torch.testing.assert_close(block(x_BTD, block.picture_keys_values(picture_BQD)), expected, **EXACT)
+
+
+def test_reading_without_keys_and_values_gives_the_same(monkeypatch):
+    torch.manual_seed(0)
+    reader = Attention(24, 4, context_width=20).double()
+    x, context = torch.randn(3, 5, 24).double(), torch.randn(3, 9, 20).double()
+    found = []
+    for worth_it in (10**12, 0):  # with keys and values, and without
+        monkeypatch.setattr("opencoca.model.attention.WORTH_IT", worth_it)
+        monkeypatch.setattr("opencoca.model.attention.SAVES", 10.0)
+        inputs = [part.clone().requires_grad_() for part in (x, context)]
+        out = reader.read(*inputs)
+        gradients = torch.autograd.grad(out.sin().sum(), [*inputs, *reader.parameters()])
+        found.append([out, *gradients])
+        assert reader._reads_directly(*inputs) == (worth_it == 0)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def test_keys_and_values_are_made_where_they_cost_less_or_are_shared(monkeypatch):
+    monkeypatch.setattr("opencoca.model.attention.WORTH_IT", 0)
+    reader, normed = Attention(24, 4), Attention(24, 4, qk_norm=True)
+    few, many, context = torch.randn(2, 2, 24), torch.randn(2, 30, 24), torch.randn(2, 30, 24)
+    assert reader._reads_directly(few, context)
+    assert not reader._reads_directly(many, context)  # as many queries as there are positions to read
+    assert not normed._reads_directly(few, context)  # the norm is of each key
+    assert not reader._reads_directly(few[:1], context)
+    monkeypatch.setattr("opencoca.model.attention.WORTH_IT", 50_000_000)
+    assert not reader._reads_directly(few, context)  # too small to save anything
+    with torch.no_grad():
+        monkeypatch.setattr("opencoca.model.attention.WORTH_IT", 0)
+        assert not reader._reads_directly(few, context)

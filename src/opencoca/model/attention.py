@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+SAVES = 0.75  # of the products with keys and values: where it takes fewer without, they aren't made
+WORTH_IT = 50_000_000  # multiplications that keys and values of one context take; below, more calls cost what is saved
+
 
 class KeysValues(NamedTuple):
     """What a sequence offers to be attended to: keys and values, each [B,N,S,K]."""
@@ -109,6 +112,37 @@ class Attention(nn.Module):
         if sharing > 1:
             heads_BNTK = heads_BNTK.unflatten(2, (sharing, -1)).transpose(1, 2).flatten(0, 1)
         return self.out(heads_BNTK.transpose(1, 2).flatten(2))
+
+    def read(self, x_BTD: Tensor, context_BSD: Tensor) -> Tensor:
+        """What `forward` gives for all keys and values of a context [B,S,D'] that no other call will ask for.
+
+        In training on a CPU, where few queries read a long context, keys and values aren't made at all: a query is
+        turned by its head's key matrix and compared with the context itself, and what it then reads there is turned
+        by the head's value matrix. The same products in another order; the keys' bias moves no softmax.
+        """
+        if not self._reads_directly(x_BTD, context_BSD):
+            return self(x_BTD, self.keys_values(context_BSD))
+        rows, num_queries = x_BTD.shape[:2]
+        q_BNTK = self._split_heads(self.q(x_BTD))
+        scale = q_BNTK.shape[3] ** -0.5
+        keys_NKC, values_NKC = self.kv.weight.unflatten(0, (2, self.num_heads, -1)).unbind()
+        asked_NXC = q_BNTK.transpose(0, 1).flatten(1, 2) @ (keys_NKC * scale)  # X: rows x queries
+        asked_BYC = asked_NXC.unflatten(1, (rows, -1)).transpose(0, 1).flatten(1, 2)  # Y: heads x queries
+        seen_BYS = (asked_BYC @ context_BSD.transpose(1, 2)).softmax(dim=-1)
+        read_NXC = (seen_BYS @ context_BSD).unflatten(1, (-1, num_queries)).transpose(0, 1).flatten(1, 2)
+        heads_NXK = read_NXC @ values_NKC.transpose(1, 2)
+        heads_BTD = heads_NXK.unflatten(1, (rows, -1)).permute(1, 2, 0, 3).flatten(2)
+        return self.out(heads_BTD + self.kv.bias[heads_BTD.shape[2] :])
+
+    def _reads_directly(self, x_BTD: Tensor, context_BSD: Tensor) -> bool:
+        if x_BTD.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return False
+        if self.norm_k is not None or type(self.kv) is not nn.Linear or len(x_BTD) != len(context_BSD):
+            return False
+        queries, width, keys, context_width = x_BTD.shape[1], x_BTD.shape[2], *context_BSD.shape[1:]
+        making = 2 * keys * context_width * width
+        directly = 2 * queries * context_width * (width + self.num_heads * keys)
+        return making >= WORTH_IT and directly < SAVES * (making + 2 * queries * keys * width)
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)

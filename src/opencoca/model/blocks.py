@@ -78,8 +78,9 @@ class Block(nn.Module):
         if self.cross_attention is not None:
             assert picture is not None
             if isinstance(picture, Tensor):
-                picture = self.picture_keys_values(picture)
-            x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
+                x_BTD = x_BTD + self.cross_attention.read(self.norm_cross(x_BTD), picture)
+            else:
+                x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
         return x_BTD + self.mlp(self.norm_mlp(x_BTD))
 
     def picture_keys_values(self, picture_BQD: Tensor) -> KeysValues:
@@ -107,8 +108,9 @@ class PictureBlock(nn.Module):
     def forward(self, x_BTD: Tensor, picture: KeysValues | Tensor) -> Tensor:
         """One layer over x [B,T,D]; every position reads the picture, as in `Block`, and none another position."""
         if isinstance(picture, Tensor):
-            picture = self.picture_keys_values(picture)
-        x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
+            x_BTD = x_BTD + self.cross_attention.read(self.norm_cross(x_BTD), self.norm_picture(picture))
+        else:
+            x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
         return x_BTD + self.mlp(self.norm_mlp(x_BTD))
 
     def picture_keys_values(self, picture_BQD: Tensor) -> KeysValues:

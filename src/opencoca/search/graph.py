@@ -10,6 +10,7 @@ came after the graph was made, and searches with filters, are looked at exactly.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -37,9 +38,18 @@ class Graph(NamedTuple):
 
     def proposed(self, query: np.ndarray, k: int) -> np.ndarray:
         """Rows int64 that may be among the k nearest to a float32 [E], ascending: half as many again."""
-        found = self.index.search(query[None], min(k + (k + 1) // 2, self.rows))[1][0]
+        found = self._nearest(np.ascontiguousarray(query, np.float32), min(k + (k + 1) // 2, self.rows))
         found.sort()
         return found if found[0] >= 0 else found[found >= 0]  # -1 where it found fewer
+
+    def _nearest(self, query: np.ndarray, wanted: int) -> np.ndarray:
+        """FAISS's search without the checks and copies of its wrapper, a tenth of what a search takes."""
+        if query.shape != (self.index.d,):  # it would read beyond the end
+            raise ValueError(f"a query of shape {query.shape} for a graph of {self.index.d} numbers a row")
+        faiss, rows, scores = _faiss(), np.empty(wanted, np.int64), np.empty(wanted, np.float32)
+        pointer = faiss.swig_ptr
+        self.index.search_c(1, pointer(query), wanted, pointer(scores), pointer(rows))
+        return rows
 
 
 def is_there() -> bool:
@@ -86,6 +96,7 @@ def opened(file: Path, rows: int, width: int, expansion: int = EXPANSION) -> Gra
     return Graph(index, rows)
 
 
+@functools.cache
 def _faiss() -> Any:
     return importlib.import_module("faiss")  # whose type stubs know only the base classes
 
