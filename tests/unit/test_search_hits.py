@@ -13,6 +13,7 @@ from tests.indexes import make, names
 from opencoca.errors import DataError
 from opencoca.search import graph
 from opencoca.search.filters import Filters, day
+from opencoca.search.graph import Graph
 from opencoca.search.index import Index
 from opencoca.search.store import Store
 
@@ -116,3 +117,15 @@ def test_without_the_library_a_graph_is_left_aside(predictor, folder, place, mon
     again = Index.open(folder, predictor, place)
     assert again.backend._graph is None
     assert [(hit.path.name, hit.score) for hit in again.search("red circle")] == want
+
+
+def test_what_was_deleted_near_a_query_costs_no_hits(predictor, folder, place, monkeypatch):
+    pytest.importorskip("faiss")
+    monkeypatch.setattr(graph, "WORTH_IT", 4)
+    index = make(folder, predictor, place)
+    hits = index.search("red circle")
+    monkeypatch.setattr(Graph, "proposed", lambda self, query, k: np.arange(2))  # both are deleted
+    index.backend._used = np.arange(5) >= 2  # as in a large index, which keeps the rows of deleted pictures
+    rows, scores = index.backend._proposed(index.backend._graph, predictor.embed_texts("red circle")[0].numpy(), 2)
+    assert (rows >= 2).all() and len(rows) == len(scores) == 2
+    assert scores.max() <= max(hit.score for hit in hits) + 1e-6

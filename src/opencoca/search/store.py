@@ -94,6 +94,8 @@ class Store:
         rows = found.proposed(query, k)
         if self._used is not None:
             rows = rows[self._used[rows]]
+            if len(rows) < k:  # many of those near the query were deleted since
+                return exact.nearest(self._parts, query, k, self._used)
         near = exact.rescored(self._parts, query, rows, k)
         if found.rows == self.manifest.rows:
             return near
