@@ -71,3 +71,15 @@ def test_where_it_cannot_be_read_search_is_exact(monkeypatch: pytest.MonkeyPatch
     assert not graph.readable("graph-000004.usearch")
     monkeypatch.setattr(graph.sys, "platform", "darwin")
     assert not graph.readable("graph-000004.faiss") and not graph.is_there()
+
+
+def test_many_are_found_too(tmp_path: Path) -> None:
+    rows, queries = embeddings(0.0)
+    graph.make([rows.astype(np.float16)], WIDTH, tmp_path / "graph")
+    found = graph.opened(tmp_path / "graph", ROWS, WIDTH)
+    hits = 0
+    for query in queries:
+        proposed = found.proposed(query, 400)  # more than a search keeps in view otherwise
+        assert len(proposed) == 600
+        hits += len(np.intersect1d(proposed, np.argsort(-(rows @ query))[:400]))
+    assert hits / (len(queries) * 400) >= 0.98

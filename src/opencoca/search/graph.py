@@ -48,7 +48,11 @@ class Graph(NamedTuple):
             raise ValueError(f"a query of shape {query.shape} for a graph of {self.index.d} numbers a row")
         faiss, rows, scores = _faiss(), np.empty(wanted, np.int64), np.empty(wanted, np.float32)
         pointer = faiss.swig_ptr
-        self.index.search_c(1, pointer(query), wanted, pointer(scores), pointer(rows))
+        wider = None
+        if 2 * wanted > EXPANSION:  # many are asked for: more than these have to be kept in view
+            looks = faiss.SearchParametersHNSW(efSearch=2 * wanted)
+            wider = faiss.SearchParametersPreTransform(index_params=looks)
+        self.index.search_c(1, pointer(query), wanted, pointer(scores), pointer(rows), wider)
         return rows
 
 
