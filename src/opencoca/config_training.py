@@ -134,8 +134,7 @@ class DataConfig:
     randaugment: so many random operations of so much magnitude (0 to 30) per picture; 0 0 turns it off.
     text_buckets: a batch's captions are read in up to so many runs of like length, which changes no value and
         saves padding.
-    bucket_gain: ids of padding that each further run has to save: it reads the decoder's weights and writes their
-        gradients once more. A model that fits into the processor's caches pays nothing for that: 0.
+    bucket_gain: ids of padding that each further run has to save, since attention is called once more for it.
     clump_size: up to so many alike samples (one `concept`, or captions with one first word) stand side by side in the
         order, so that a batch holds hard negatives; 1 is a plain shuffle.
     tokenizer: a tokenizer.json, "openmoji" or "clip" for those that ship, or "train" for a new one from the captions.

@@ -1,5 +1,7 @@
 """The decoder's halves and the whole model: where [CLS] stands, what a logit may see, buckets that change nothing."""
 
+import dataclasses
+
 import pytest
 import torch
 from tests import plain_model
@@ -107,16 +109,27 @@ def test_forward_is_the_sum_of_its_parts(model: CoCa, pixels: Tensor) -> None:
     assert output.scale.item() == pytest.approx(1 / 0.07)
 
 
-def test_buckets_change_no_value_and_no_gradient(pixels: Tensor) -> None:
+@pytest.mark.parametrize("directly", [False, True], ids=["keys and values", "pictures read directly"])
+@pytest.mark.parametrize(
+    "text",
+    [{}, {"cls_place": "at_end"}, {"cross_attention": "after"}, {"qk_norm": True}],
+    ids=["as it is", "[CLS] at the end", "cross-attention after", "normed queries"],
+)
+def test_buckets_change_no_value_and_no_gradient(pixels: Tensor, text, directly, monkeypatch) -> None:
     """Rows in order of length, each run read at its own length; padding positions hold zeros."""
+    if directly:
+        monkeypatch.setattr("opencoca.model.attention.WORTH_IT", 0)
+        monkeypatch.setattr("opencoca.model.attention.SAVES", 10.0)
     order = [1, 0, 2]
     ids, valid, weights = IDS[order], VALID[order], random(3, 6, 48)
-    coca = all_random(build(tiny()))
+    config = tiny()
+    coca = all_random(build(dataclasses.replace(config, text=dataclasses.replace(config.text, **text))))
     assert isinstance(coca, CoCa)
     results, gradients = [], []
     two = (TextBucket(0, 1, 3), TextBucket(1, 3, 7))
     three = (TextBucket(0, 1, 3), TextBucket(1, 2, 5), TextBucket(2, 3, 7))
-    for buckets in ((), two, three):
+    one = (TextBucket(0, 3, 7),)
+    for buckets in ((), two, three, one):
         output = coca(pixels, ids, valid, buckets)
         assert output.decoded.shape == (3, 6, 48)
         coca.zero_grad()
@@ -125,7 +138,7 @@ def test_buckets_change_no_value_and_no_gradient(pixels: Tensor) -> None:
         gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in coca.parameters()])
         for first, last, length in buckets:
             assert not output.decoded[first:last, length - 1 :].any()
-    for other in (1, 2):
+    for other in (1, 2, 3):
         torch.testing.assert_close(results[0], results[other], **EXACT)
         torch.testing.assert_close(gradients[0], gradients[other], rtol=1e-11, atol=1e-11)
 

@@ -74,7 +74,8 @@ def _sweep(
     if by_weight_VD is not None and not positions:
         by_weight_VD.zero_()
     # a fifth at most, so that a chunk is a fraction of the logits; but products of fewer than 128 rows are slow
-    runs = chunks(positions, vocabulary, nats_X, chunk, most=max(128, positions // 5))
+    most = positions if positions < 256 else max(128, positions // 5)
+    runs = chunks(positions, vocabulary, nats_X, chunk, most)
     logits_XV = nats_X.new_empty(longest(runs), vocabulary)
     for first, last in runs:
         decoded_CD, targets_C = decoded_XD[first:last], targets[first:last]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from opencoca.model.runs import Run, apart
 
 SAVES = 0.75  # of the products with keys and values: where it takes fewer without, they aren't made
 WORTH_IT = 50_000_000  # multiplications that keys and values of one context take; below, more calls cost what is saved
@@ -68,7 +71,10 @@ class Attention(nn.Module):
 
     def keys_values(self, context_BSD: Tensor) -> KeysValues:
         """Projects a context [B,S,D'] once, so that many queries (steps, beams) can share it."""
-        keys_BSD, values_BSD = self.kv(context_BSD).chunk(2, dim=-1)
+        return self._keys_values(self.kv(context_BSD))
+
+    def _keys_values(self, projected_BSD: Tensor) -> KeysValues:
+        keys_BSD, values_BSD = projected_BSD.chunk(2, dim=-1)
         keys_BNSK = self._split_heads(keys_BSD)
         if self.norm_k is not None:
             keys_BNSK = self.norm_k(keys_BNSK)
@@ -87,8 +93,20 @@ class Attention(nn.Module):
         consecutive rows of x (the beams of one picture) without being copied; a single row of x (a pooler's
         queries) is projected once and reads every row of the context.
         """
+        return self.out(self._attended(self.q(x_BTD), context, causal, keep_BTS))
+
+    def within(self, x_XD: Tensor, runs: Sequence[Run], causal: bool) -> Tensor:
+        """What `forward` gives where each row attends to itself; x [X,D] holds runs of rows one after another."""
+        of_runs = zip(apart(self.q(x_XD), runs), apart(self.kv(x_XD), runs), runs, strict=True)
+        heads = [self._attended(q_BTD, self._keys_values(kv), causal, run.keep) for q_BTD, kv, run in of_runs]
+        return self.out(torch.cat([heads_BTD.flatten(0, 1) for heads_BTD in heads]))
+
+    def _attended(
+        self, q_BTD: Tensor, context: KeysValues, causal: bool = False, keep_BTS: Tensor | None = None
+    ) -> Tensor:
+        """What projected queries [B,T,D] see, all heads beside each other, before `out`."""
         rows = context.keys.shape[0]
-        q_BNTK = self._split_heads(self.q(x_BTD))
+        q_BNTK = self._split_heads(q_BTD)
         if self.norm_q is not None:
             q_BNTK = self.norm_q(q_BNTK)
         if q_BNTK.shape[0] == 1:
@@ -101,7 +119,7 @@ class Attention(nn.Module):
         if keep_BTS is not None:
             keep, causal = keep_BTS[:, None], False
         elif causal and 1 < num_queries < num_keys:
-            keep = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x_BTD.device)
+            keep = torch.ones(num_queries, num_keys, dtype=torch.bool, device=q_BTD.device)
             keep = keep.tril(num_keys - num_queries)
         plainly_causal = False
         if causal and num_queries == num_keys > 1:  # not `bool(...)`: sizes may be symbols, to torch.export and compile
@@ -111,38 +129,63 @@ class Attention(nn.Module):
         )
         if sharing > 1:
             heads_BNTK = heads_BNTK.unflatten(2, (sharing, -1)).transpose(1, 2).flatten(0, 1)
-        return self.out(heads_BNTK.transpose(1, 2).flatten(2))
+        return heads_BNTK.transpose(1, 2).flatten(2)
 
-    def read(self, x_BTD: Tensor, context_BSD: Tensor) -> Tensor:
+    def read(self, x_BTD: Tensor, context_BSD: Tensor, runs: Sequence[Run] = ()) -> Tensor:
         """What `forward` gives for all keys and values of a context [B,S,D'] that no other call will ask for.
+
+        With `runs`, x is [X,D], runs of rows one after another, and each row reads its own row of the context.
 
         In training on a CPU, where few queries read a long context, keys and values aren't made at all: a query is
         turned by its head's key matrix and compared with the context itself, and what it then reads there is turned
         by the head's value matrix. The same products in another order; the keys' bias moves no softmax.
         """
-        if not self._reads_directly(x_BTD, context_BSD):
-            return self(x_BTD, self.keys_values(context_BSD))
-        rows, num_queries = x_BTD.shape[:2]
-        q_BNTK = self._split_heads(self.q(x_BTD))
-        scale = q_BNTK.shape[3] ** -0.5
-        keys_NKC, values_NKC = self.kv.weight.unflatten(0, (2, self.num_heads, -1)).unbind()
-        asked_NXC = q_BNTK.transpose(0, 1).flatten(1, 2) @ (keys_NKC * scale)  # X: rows x queries
-        asked_BYC = asked_NXC.unflatten(1, (rows, -1)).transpose(0, 1).flatten(1, 2)  # Y: heads x queries
-        seen_BYS = (asked_BYC @ context_BSD.transpose(1, 2)).softmax(dim=-1)
-        read_NXC = (seen_BYS @ context_BSD).unflatten(1, (-1, num_queries)).transpose(0, 1).flatten(1, 2)
-        heads_NXK = read_NXC @ values_NKC.transpose(1, 2)
-        heads_BTD = heads_NXK.unflatten(1, (rows, -1)).permute(1, 2, 0, 3).flatten(2)
-        return self.out(heads_BTD + self.kv.bias[heads_BTD.shape[2] :])
+        directly = self._reads_directly(x_BTD, context_BSD)
+        if runs and directly:
+            return self.out(self._read(self.q(x_BTD), context_BSD, runs))
+        if directly:
+            rows, length, _ = x_BTD.shape
+            return self.read(x_BTD.flatten(0, 1), context_BSD, (Run(0, rows, length),)).unflatten(0, (rows, length))
+        context = self.keys_values(context_BSD)
+        if not runs:
+            return self(x_BTD, context)
+        parts = zip(apart(self.q(x_BTD), runs), (_rows(context, run) for run in runs), strict=True)
+        return self.out(torch.cat([self._attended(q_BTD, own).flatten(0, 1) for q_BTD, own in parts]))
 
-    def _reads_directly(self, x_BTD: Tensor, context_BSD: Tensor) -> bool:
-        if x_BTD.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+    def _read(self, q_XD: Tensor, context_BSD: Tensor, runs: Sequence[Run]) -> Tensor:
+        """What projected queries [X,D] read without keys and values, all heads beside each other, before `out`."""
+        q_NXK = q_XD.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        keys_NKC, values_NKC = self.kv.weight.unflatten(0, (2, self.num_heads, -1)).unbind()
+        asked_NXC = q_NXK @ (keys_NKC * q_NXK.shape[2] ** -0.5)
+        reads = []
+        for asked_NBTC, run in zip(apart(asked_NXC, runs, dim=1), runs, strict=True):
+            asked_BYC = asked_NBTC.transpose(0, 1).flatten(1, 2)  # Y: heads x queries
+            own_BSC = context_BSD[run.first : run.last]
+            seen_BYS = (asked_BYC @ own_BSC.transpose(1, 2)).softmax(dim=-1)
+            read_BNTC = (seen_BYS @ own_BSC).unflatten(1, (self.num_heads, -1))
+            reads.append(read_BNTC.transpose(0, 1).flatten(1, 2))
+        heads_NXK = torch.cat(reads, dim=1) @ values_NKC.transpose(1, 2)
+        heads_XD = heads_NXK.transpose(0, 1).flatten(1)
+        return heads_XD + self.kv.bias[heads_XD.shape[1] :]
+
+    def _reads_directly(self, x: Tensor, context_BSD: Tensor) -> bool:
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return False
-        if self.norm_k is not None or type(self.kv) is not nn.Linear or len(x_BTD) != len(context_BSD):
+        if self.norm_k is not None or type(self.kv) is not nn.Linear:
             return False
-        queries, width, keys, context_width = x_BTD.shape[1], x_BTD.shape[2], *context_BSD.shape[1:]
-        making = 2 * keys * context_width * width
-        directly = 2 * queries * context_width * (width + self.num_heads * keys)
-        return making >= WORTH_IT and directly < SAVES * (making + 2 * queries * keys * width)
+        rows, keys, context_width = context_BSD.shape
+        if x.dim() == 3 and len(x) != rows:  # texts that share a picture
+            return False
+        width = x.shape[-1]
+        positions = x.numel() // width
+        making = 2 * rows * keys * context_width * width
+        directly = 2 * positions * context_width * (width + self.num_heads * keys)
+        return making >= WORTH_IT * rows and directly < SAVES * (making + 2 * positions * keys * width)
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+def _rows(context: KeysValues, run: Run) -> KeysValues:
+    """The part of a context that a run's rows read."""
+    return KeysValues(context.keys[run.first : run.last], context.values[run.first : run.last])

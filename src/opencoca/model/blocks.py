@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opencoca.config import Activation
 from opencoca.model.attention import Attention, KeysValues, KVCache
+from opencoca.model.runs import Run
 
 
 class Mlp(nn.Module):
@@ -64,23 +67,24 @@ class Block(nn.Module):
         picture: KeysValues | Tensor | None = None,
         cache: KVCache | None = None,
         keep_BTS: Tensor | None = None,
+        runs: Sequence[Run] = (),
     ) -> Tensor:
         """One layer over x [B,T,D], which holds only the next positions where there is a cache of those before.
 
         `keep_BTS` says which positions each one sees, where that isn't plainly causal. `picture` is tokens [B,Q,D], or
-        what `picture_keys_values` made of them for many calls.
+        what `picture_keys_values` made of them for many calls. With `runs`, x is [X,D], runs of rows one after another.
         """
         normed_BTD = self.norm_self(x_BTD)
-        own = self.self_attention.keys_values(normed_BTD)
-        if cache is not None:
-            own = cache.append(own)
-        x_BTD = x_BTD + self.self_attention(normed_BTD, own, causal=self.causal, keep_BTS=keep_BTS)
+        if runs:
+            x_BTD = x_BTD + self.self_attention.within(normed_BTD, runs, causal=self.causal)
+        else:
+            own = self.self_attention.keys_values(normed_BTD)
+            if cache is not None:
+                own = cache.append(own)
+            x_BTD = x_BTD + self.self_attention(normed_BTD, own, causal=self.causal, keep_BTS=keep_BTS)
         if self.cross_attention is not None:
             assert picture is not None
-            if isinstance(picture, Tensor):
-                x_BTD = x_BTD + self.cross_attention.read(self.norm_cross(x_BTD), picture)
-            else:
-                x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
+            x_BTD = x_BTD + _read(self.cross_attention, self.norm_cross(x_BTD), picture, runs)
         return x_BTD + self.mlp(self.norm_mlp(x_BTD))
 
     def picture_keys_values(self, picture_BQD: Tensor) -> KeysValues:
@@ -105,14 +109,19 @@ class PictureBlock(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = Mlp(width, mlp_width, activation)
 
-    def forward(self, x_BTD: Tensor, picture: KeysValues | Tensor) -> Tensor:
-        """One layer over x [B,T,D]; every position reads the picture, as in `Block`, and none another position."""
+    def forward(self, x_BTD: Tensor, picture: KeysValues | Tensor, runs: Sequence[Run] = ()) -> Tensor:
+        """One layer over x, as in `Block`; every position reads the picture, and none another position."""
         if isinstance(picture, Tensor):
-            x_BTD = x_BTD + self.cross_attention.read(self.norm_cross(x_BTD), self.norm_picture(picture))
-        else:
-            x_BTD = x_BTD + self.cross_attention(self.norm_cross(x_BTD), picture)
+            picture = self.norm_picture(picture)
+        x_BTD = x_BTD + _read(self.cross_attention, self.norm_cross(x_BTD), picture, runs)
         return x_BTD + self.mlp(self.norm_mlp(x_BTD))
 
     def picture_keys_values(self, picture_BQD: Tensor) -> KeysValues:
         """Projects a picture's tokens once, for all positions, steps and beams that read it."""
         return self.cross_attention.keys_values(self.norm_picture(picture_BQD))
+
+
+def _read(attention: Attention, x_BTD: Tensor, picture: KeysValues | Tensor, runs: Sequence[Run]) -> Tensor:
+    if isinstance(picture, Tensor):
+        return attention.read(x_BTD, picture, runs)
+    return attention(x_BTD, picture)

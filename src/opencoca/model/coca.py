@@ -72,18 +72,13 @@ class CoCa(nn.Module):
         half reads; `decoded` means nothing in the positions that are left out (`model.draws.kept`).
         """
         image = self.encode_image(pixels_BCHW, patch_noise_BP)
-        embeds, decoded = [], []
-        for first, last, length in buckets or (TextBucket(0, *ids_BT.shape),):
-            text = self.encode_text(ids_BT[first:last, :length], valid_BT[first:last, :length])
-            tokens_BQD, words_BTD = image.tokens[first:last], text.tokens[:, :-1]
-            if drawn:
-                valid = valid_BT[first:last, :length]
-                decoded_BTD = draws.decode(self, tokens_BQD, words_BTD, valid, drawn.rows(first, last))
-            else:
-                decoded_BTD = self.decode(tokens_BQD, words_BTD)
-            embeds.append(text.embed)
-            decoded.append(F.pad(decoded_BTD, (0, 0, 0, ids_BT.shape[1] - length)))
-        return CoCaOutput(image.embed, torch.cat(embeds), torch.cat(decoded), self.log_scale.exp())
+        text = self.encode_text(ids_BT, valid_BT, buckets)
+        words_BTD, predict = text.tokens[:, :-1], [bucket._replace(length=bucket.length - 1) for bucket in buckets]
+        if drawn:
+            decoded = draws.decode(self, image.tokens, words_BTD, valid_BT, drawn, predict)
+        else:
+            decoded = self.decode(image.tokens, words_BTD, predict)
+        return CoCaOutput(image.embed, text.embed, decoded, self.log_scale.exp())
 
     def embed_pairs(
         self,
@@ -94,9 +89,8 @@ class CoCa(nn.Module):
         patch_noise_BP: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embeddings of pictures and captions, [B,E] each, just as `forward` gives them, without decoding."""
-        runs = buckets or (TextBucket(0, *ids_BT.shape),)
-        texts = [self.encode_text(ids_BT[a:b, :length], valid_BT[a:b, :length]).embed for a, b, length in runs]
-        return self.encode_image(pixels_BCHW, patch_noise_BP).embed, torch.cat(texts)
+        text_BE = self.encode_text(ids_BT, valid_BT, buckets).embed
+        return self.encode_image(pixels_BCHW, patch_noise_BP).embed, text_BE
 
     def encode_image(self, pixels_BCHW: Tensor, patch_noise_BP: Tensor | None = None) -> ImageFeatures:
         """Embeddings [B,E], unit-norm, and generative tokens [B,Q,D] of normalised pixels [B,C,H,W]."""
@@ -114,16 +108,16 @@ class CoCa(nn.Module):
             pooled_BD = self.image_projection(pooled_BD)
         return ImageFeatures(F.normalize(pooled_BD, dim=-1), tokens_BQD)
 
-    def encode_text(self, ids_BT: Tensor, valid_BT: Tensor) -> TextFeatures:
+    def encode_text(self, ids_BT: Tensor, valid_BT: Tensor, buckets: Sequence[TextBucket] = ()) -> TextFeatures:
         """Embeddings [B,E], unit-norm, and unimodal tokens [B,T,D] of ids [B,T] (start .. end, then padding)."""
-        cls_BD, tokens_BTD = self.unimodal(ids_BT, valid_BT)
+        cls_BD, tokens_BTD = self.unimodal(ids_BT, valid_BT, buckets)
         if self.text_projection is not None:
             cls_BD = self.text_projection(cls_BD)
         return TextFeatures(F.normalize(cls_BD, dim=-1), tokens_BTD)
 
-    def decode(self, image_tokens_BQD: Tensor, text_tokens_BTD: Tensor) -> Tensor:
+    def decode(self, image_tokens_BQD: Tensor, text_tokens_BTD: Tensor, buckets: Sequence[TextBucket] = ()) -> Tensor:
         """Multimodal outputs [B,T,D], before the head; position t sees text up to t and the whole picture."""
-        return self.multimodal(text_tokens_BTD, image_tokens_BQD)
+        return self.multimodal(text_tokens_BTD, image_tokens_BQD, buckets)
 
     def caption_logits(self, decoded_BTD: Tensor) -> Tensor:
         """Next-token logits [B,T,V]; call it only where logits are wanted."""

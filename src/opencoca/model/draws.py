@@ -6,26 +6,47 @@ whole, so that the text embeddings are what they always are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from opencoca.config import TextConfig, trained_positions
-from opencoca.types import DecoderDraws, caption_lengths
+from opencoca.model.runs import padded
+from opencoca.types import DecoderDraws, TextBucket, caption_lengths
 
 if TYPE_CHECKING:
     from opencoca.model.coca import CoCa
 
 
-def decode(model: CoCa, picture_BQD: Tensor, text_BTD: Tensor, valid_BT: Tensor, drawn: DecoderDraws) -> Tensor:
+def decode(
+    model: CoCa,
+    picture_BQD: Tensor,
+    text_BTD: Tensor,
+    valid_BT: Tensor,
+    drawn: DecoderDraws,
+    buckets: Sequence[TextBucket] = (),
+) -> Tensor:
     """`CoCa.decode` [B,T-1,D] as training draws it; text [B,T-1,D], without the last of the T positions of `valid`.
+
+    The buckets are read one by one: how many positions are left out depends on each one's length.
 
     A caption that is predicted in parallel is read as learned masks, one per position. Differs from CapPa: a mask sees
     those in front of it alone. All of them are constants, so there is nothing to hide from it and nothing to learn from
     the others; but attention to all of them would tell how long the caption is, or how it was padded, unless every
     caption were read as long as the context.
     """
+    if not buckets:
+        return _decode(model, picture_BQD, text_BTD, valid_BT, drawn)
+    decoded = [
+        _decode(model, picture_BQD[a:z], text_BTD[a:z, :length], valid_BT[a:z, : length + 1], drawn.rows(a, z))
+        for a, z, length in buckets
+    ]
+    return padded(decoded, text_BTD.shape[1])
+
+
+def _decode(model: CoCa, picture_BQD: Tensor, text_BTD: Tensor, valid_BT: Tensor, drawn: DecoderDraws) -> Tensor:
     text, length = model.config.text, text_BTD.shape[1]
     if drawn.queries is not None:
         read_BK = drawn.queries.topk(model.config.pooler.train_queries, dim=1).indices

@@ -112,7 +112,7 @@ def settings(name: str, model: ModelConfig, pixels: PixelConfig | None = None) -
         recipe=name,
         model=model,
         optim=OptimConfig(steps=10_000, peak_lr=1e-5, warmup_steps=1_000, weight_decay=0.1, schedule="cosine"),
-        data=DataConfig(folder="data/finetune", batch_size=128, bucket_gain=128),
+        data=DataConfig(folder="data/finetune", batch_size=128, text_buckets=8, bucket_gain=8),
         pixels=pixels or PixelConfig(mean=CLIP_MEAN, std=CLIP_STD, fill=0, indexed="nearest"),
         generation=GenerationConfig(beams=6, max_tokens=28, min_tokens=3, match_weight=0.0),
     )

@@ -55,6 +55,6 @@ def _paper(
             beta2=0.999,
             weight_decay=0.01,
         ),
-        data=DataConfig(folder="data/pretrain", batch_size=65_536, bucket_gain=128),
+        data=DataConfig(folder="data/pretrain", batch_size=65_536, text_buckets=8, bucket_gain=8),
         run=RunConfig(checkpoint_every_steps=1_000, log_every_steps=100),
     )
