@@ -101,7 +101,7 @@ def against_peer(name: str, count: int, repeats: int) -> dict[str, Any]:
         losses["peer"].append(float(loss.detach()))
 
     seconds = alternating_medians(
-        {"peer": peer_step, "ours": lambda: losses["ours"].append(run.step(batch))}, repeats, warmup=1
+        {"peer": peer_step, "ours": lambda: losses["ours"].append(run.step(batch))}, repeats, warmup=2
     )
     return {
         "model": name,
@@ -138,7 +138,8 @@ def coca_over_contrastive(name: str, count: int, repeats: int) -> dict[str, Any]
         run.task = tasks[who]
         run.step(batch)
 
-    times = alternating_medians({who: lambda who=who: step(who) for who in tasks}, repeats, warmup=1)
+    # the first steps of either clear gigabytes of new pages, seconds each; after three or four of both none does
+    times = alternating_medians({who: lambda who=who: step(who) for who in tasks}, repeats, warmup=4)
     return {
         "model": name,
         "batch": count,
@@ -157,7 +158,7 @@ def coca_over_contrastive(name: str, count: int, repeats: int) -> dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16, help="pairs of a step against the peer")
-    parser.add_argument("--large-batch", type=int, default=8, help="pairs of an L/14 step")
+    parser.add_argument("--large-batch", type=int, default=16, help="pairs of an L/14 step")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--skip", nargs="*", choices=["peer", "contrastive"], default=[])
     args = parser.parse_args()

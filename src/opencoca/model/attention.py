@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opencoca.model.runs import Run, apart
+from opencoca.model.runs import Run, apart, of_rows
 
 SAVES = 0.75  # of the products with keys and values: where it takes fewer without, they aren't made
 WORTH_IT = 50_000_000  # multiplications that keys and values of one context take; below, more calls cost what is saved
@@ -149,8 +149,9 @@ class Attention(nn.Module):
         context = self.keys_values(context_BSD)
         if not runs:
             return self(x_BTD, context)
-        parts = zip(apart(self.q(x_BTD), runs), (_rows(context, run) for run in runs), strict=True)
-        return self.out(torch.cat([self._attended(q_BTD, own).flatten(0, 1) for q_BTD, own in parts]))
+        parts = zip(apart(self.q(x_BTD), runs), *(of_rows(part_BNSK, runs) for part_BNSK in context), strict=True)
+        heads = [self._attended(q_BTD, KeysValues(keys, values)) for q_BTD, keys, values in parts]
+        return self.out(torch.cat([heads_BTD.flatten(0, 1) for heads_BTD in heads]))
 
     def _read(self, q_XD: Tensor, context_BSD: Tensor, runs: Sequence[Run]) -> Tensor:
         """What projected queries [X,D] read without keys and values, all heads beside each other, before `out`."""
@@ -158,9 +159,8 @@ class Attention(nn.Module):
         keys_NKC, values_NKC = self.kv.weight.unflatten(0, (2, self.num_heads, -1)).unbind()
         asked_NXC = q_NXK @ (keys_NKC * q_NXK.shape[2] ** -0.5)
         reads = []
-        for asked_NBTC, run in zip(apart(asked_NXC, runs, dim=1), runs, strict=True):
+        for asked_NBTC, own_BSC in zip(apart(asked_NXC, runs, dim=1), of_rows(context_BSD, runs), strict=True):
             asked_BYC = asked_NBTC.transpose(0, 1).flatten(1, 2)  # Y: heads x queries
-            own_BSC = context_BSD[run.first : run.last]
             seen_BYS = (asked_BYC @ own_BSC.transpose(1, 2)).softmax(dim=-1)
             read_BNTC = (seen_BYS @ own_BSC).unflatten(1, (self.num_heads, -1))
             reads.append(read_BNTC.transpose(0, 1).flatten(1, 2))
@@ -184,8 +184,3 @@ class Attention(nn.Module):
 
     def _split_heads(self, x_BTD: Tensor) -> Tensor:
         return x_BTD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-def _rows(context: KeysValues, run: Run) -> KeysValues:
-    """The part of a context that a run's rows read."""
-    return KeysValues(context.keys[run.first : run.last], context.values[run.first : run.last])

@@ -30,9 +30,15 @@ class Run(NamedTuple):
         return cls(bucket.first, bucket.last, bucket.length + more, keep)
 
 
+def of_rows(x_BTD: Tensor, runs: Sequence[Run]) -> tuple[Tensor, ...]:
+    """Each run's rows; all runs together are all rows. (A slice for each would make as many gradients of all rows.)"""
+    return x_BTD.split([run.last - run.first for run in runs])
+
+
 def packed(x_BTD: Tensor, runs: Sequence[Run]) -> Tensor:
     """The positions [X,D] of all runs; what stands behind a run's length is left out."""
-    return torch.cat([x_BTD[run.first : run.last, : run.length].flatten(0, 1) for run in runs])
+    parts = zip(of_rows(x_BTD, runs), runs, strict=True)
+    return torch.cat([part_BTD[:, : run.length].flatten(0, 1) for part_BTD, run in parts])
 
 
 def apart(x_XD: Tensor, runs: Sequence[Run], dim: int = 0) -> list[Tensor]:

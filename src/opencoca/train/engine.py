@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,19 @@ class Engine:
     def clip(self, most: float) -> Tensor:
         """The norm of all gradients over all parts, which are scaled down in place to one of `most` at most."""
         assert self.model is not None
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), most, foreach=True)
+        trained = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = _norm([cast(Tensor, parameter.grad) for parameter in trained])
+        torch.nn.utils.clip_grads_with_norm_(trained, most, norm, foreach=True)
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def _norm(gradients: list[Tensor]) -> Tensor:
+    """The root of the sum of all squares; on a CPU by products of each with itself, twice as fast as norms."""
+    plain = all(gradient.device.type == "cpu" and not isinstance(gradient, DTensor) for gradient in gradients)
+    if not plain or len({gradient.dtype for gradient in gradients}) != 1:
+        return torch.nn.utils.get_total_norm(gradients, foreach=True)
+    flat = [gradient.flatten() for gradient in gradients]
+    return torch.stack([values.dot(values) for values in flat]).sum().sqrt()
 
 
 def parallel_mode(run: RunConfig, model: nn.Module, ranks: Ranks) -> str:
