@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -19,14 +20,20 @@ from opencoca.train.machine import matmul_rate
 RESULTS = Path(__file__).parent / "results"
 
 
+def result_path(name: str) -> Path:
+    """`results/NAME.json`, or NAME_avx2.json for what `as_avx2.sh` runs."""
+    return RESULTS / f"{name}{'_avx2' if os.environ.get('ATEN_CPU_CAPABILITY') == 'avx2' else ''}.json"
+
+
 def write_result(name: str, figures: dict[str, Any]) -> Path:
-    """Writes `results/NAME.json` with machine, versions, commit and date, and prints where."""
-    path = RESULTS / f"{name}.json"
+    """Writes `result_path(name)` with machine, versions, commit and date, and prints where."""
+    path = result_path(name)
     result = {
         "benchmark": name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": commit(),
         "processor": processor_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "matmul_gflops": round(matmul_rate(torch.device("cpu")) / 1e9, 1),
         "torch": torch.__version__,

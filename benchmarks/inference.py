@@ -28,7 +28,7 @@ import numpy as np
 import open_clip
 import torch
 import transformers
-from benchmarks.common import RESULTS, alternating_medians, write_result
+from benchmarks.common import alternating_medians, result_path, write_result
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -79,7 +79,8 @@ def main() -> None:
     peer = make_peer(args.model)
     ours = from_open_clip(open_clip.get_model_config(args.model), peer.state_dict()).requires_grad_(False)  # as `load`
     size = peer.visual.image_size[0]
-    path = RESULTS / f"inference_{args.model}.json"
+    name = f"inference_{args.model}"
+    path = result_path(name)
     known = json.loads(path.read_text()) if path.is_file() else {}
     figures = {part: known[part] for part in PARTS[args.model] if part in known}
     for part in parts:
@@ -102,7 +103,7 @@ def main() -> None:
         "tokens": TOKENS,
         "repeats": args.repeats,
     }
-    write_result(path.stem, about | figures)
+    write_result(name, about | figures)
 
 
 def make_peer(name: str) -> torch.nn.Module:
