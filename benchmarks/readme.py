@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results -->\n", "<!-- /results -->"
 DEMO_BEGIN, DEMO_END = "<!-- demo -->\n", "<!-- /demo -->"
-SHOWN_STEPS = (1, 100, 290)
+SHOWN_STEPS = (1, 100, 340)
 ROWS = (
     ("test_pictures", "i2t_recall@1", "image-to-text R@1"),
     ("test_pictures", "i2t_recall@5", "image-to-text R@5"),
