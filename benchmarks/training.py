@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 from typing import Any
 
 import open_clip
 import torch
-from benchmarks.common import alternating_medians, write_result
+from benchmarks.common import alternating_medians, result_path, write_result
 from torch import Tensor
 
 from opencoca import recipes
 from opencoca.config import Config, LossConfig, ModelConfig
 from opencoca.data.loader import bucket_by_length
 from opencoca.interop.open_clip import from_open_clip
+from opencoca.jobs.quickstart import commit
 from opencoca.losses import contrastive_loss
 from opencoca.model.coca import CoCa
 from opencoca.model.init import build
@@ -138,8 +140,8 @@ def coca_over_contrastive(name: str, count: int, repeats: int) -> dict[str, Any]
         run.task = tasks[who]
         run.step(batch)
 
-    # the first steps of either clear gigabytes of new pages, seconds each; after three or four of both none does
-    times = alternating_medians({who: lambda who=who: step(who) for who in tasks}, repeats, warmup=4)
+    # the first steps of either clear gigabytes of new pages, seconds each; after three of both none does
+    times = alternating_medians({who: lambda who=who: step(who) for who in tasks}, repeats, warmup=3)
     return {
         "model": name,
         "batch": count,
@@ -163,11 +165,21 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", choices=["peer", "contrastive"], default=[])
     args = parser.parse_args()
     keep_freed_memory()
+    path = result_path("training")
+    known = json.loads(path.read_text()) if path.is_file() else {}
     figures: dict[str, Any] = {"precision": "fp32", "repeats": args.repeats}
-    if "peer" not in args.skip:
-        figures["against_peer"] = against_peer("coca_ViT-B-32", args.batch, args.repeats)
-    if "contrastive" not in args.skip:
-        figures["coca_over_contrastive"] = coca_over_contrastive("vit_l_14", args.large_batch, args.repeats)
+    for part, skipped, measure in (
+        ("against_peer", "peer", lambda: against_peer("coca_ViT-B-32", args.batch, args.repeats)),
+        (
+            "coca_over_contrastive",
+            "contrastive",
+            lambda: coca_over_contrastive("vit_l_14", args.large_batch, args.repeats),
+        ),
+    ):
+        if skipped not in args.skip:
+            figures[part] = measure() | {"commit": commit()}
+        elif part in known:
+            figures[part] = known[part]
     write_result("training", figures)
 
 
