@@ -15,7 +15,7 @@ from opencoca.model.init import build
 from opencoca.parallel.fsdp import recompute
 from opencoca.train.memory import Shape, memory, parameter_bytes
 from opencoca.train.optim import make_optimizers
-from opencoca.types import DecoderDraws
+from opencoca.types import DecoderDraws, TextBucket
 
 PAIRS, LENGTH = 8, 24
 PAPER = ModelConfig(
@@ -74,13 +74,14 @@ def measured_peak(config: Config, bf16: bool) -> int:
     ids = torch.randint(3, config.model.text.vocab_size, (PAIRS, LENGTH))
     valid = torch.ones_like(ids, dtype=torch.bool)
     drawn, predicts = DecoderDraws(), valid[:, 1:]
+    buckets = (TextBucket(0, PAIRS // 2, LENGTH), TextBucket(PAIRS // 2, PAIRS, LENGTH))
     if config.model.text.token_drop:
         drawn = DecoderDraws(words=torch.rand(PAIRS, LENGTH - 1), queries=torch.rand(PAIRS, 64))
         predicts = kept(config.model.text, valid, torch.rand(PAIRS, LENGTH - 1))
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            out = model(pixels, ids, valid, (), None, drawn)
+            out = model(pixels, ids, valid, buckets, None, drawn)
             embeds = out.image_embed, out.text_embed
             loss = contrastive.contrastive_loss(*embeds, *embeds, out.scale)
             decoded, targets = out.decoded[predicts], ids[:, 1:][predicts]

@@ -8,6 +8,7 @@ from tests import plain_model
 from tests.plain_model import EXACT, IDS, LENGTHS, VALID, all_random, random, tiny
 from torch import Tensor
 
+from opencoca.model.attention import Attention
 from opencoca.model.coca import CoCa
 from opencoca.model.init import build
 from opencoca.types import TextBucket
@@ -120,6 +121,8 @@ def test_buckets_change_no_value_and_no_gradient(pixels: Tensor, text, directly,
     if directly:
         monkeypatch.setattr("opencoca.model.attention.WORTH_IT", 0)
         monkeypatch.setattr("opencoca.model.attention.SAVES", 10.0)
+    plain, read = Attention._read, []
+    monkeypatch.setattr(Attention, "_read", lambda *arguments: read.append(len(arguments[3])) or plain(*arguments))
     order = [1, 0, 2]
     ids, valid, weights = IDS[order], VALID[order], random(3, 6, 48)
     config = tiny()
@@ -138,6 +141,7 @@ def test_buckets_change_no_value_and_no_gradient(pixels: Tensor, text, directly,
         gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in coca.parameters()])
         for first, last, length in buckets:
             assert not output.decoded[first:last, length - 1 :].any()
+    assert set(read) == ({1, 2, 3} if directly and "qk_norm" not in text else set())  # runs that were read directly
     for other in (1, 2, 3):
         torch.testing.assert_close(results[0], results[other], **EXACT)
         torch.testing.assert_close(gradients[0], gradients[other], rtol=1e-11, atol=1e-11)
@@ -148,3 +152,13 @@ def test_no_pictures_give_no_features(model: CoCa) -> None:
     assert image.embed.shape == (0, 48) and image.tokens.shape == (0, 5, 48)
     none = torch.zeros(0, 4, dtype=torch.int64)
     assert model.encode_text(none, none > 0).embed.shape == (0, 48)
+
+
+def test_a_bucket_of_one_id_predicts_nothing(pixels: Tensor) -> None:
+    ids, valid = IDS[[1, 0, 2]], VALID[[1, 0, 2]].clone()
+    valid[0, 1:] = False
+    coca = all_random(build(tiny()))
+    plain, cut = (coca(pixels, ids, valid, b) for b in ((), (TextBucket(0, 1, 1), TextBucket(1, 3, 7))))
+    torch.testing.assert_close(cut.text_embed, plain.text_embed, **EXACT)
+    torch.testing.assert_close(cut.decoded[1:] * valid[1:, 1:, None], plain.decoded[1:] * valid[1:, 1:, None], **EXACT)
+    assert not cut.decoded[0].any()

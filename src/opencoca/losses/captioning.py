@@ -39,7 +39,7 @@ def captioning_loss(
 def linear_captioning_loss(
     decoded: Tensor, weight: Tensor, targets: Tensor, token_count: Tensor | int | None = None, chunk: int = 0
 ) -> Tensor:
-    """`captioning_loss(decoded @ weight.T, targets)` with its exact gradients, without ever holding the logits.
+    """`captioning_loss(decoded @ weight.T, targets)` with its exact gradients, without ever holding many logits.
 
     Args:
         decoded: [X,D], the positions that predict a token.
@@ -73,9 +73,7 @@ def _sweep(
     by_weight_VD = nats_X.new_empty(weight_VD.shape) if wanted[1] else None
     if by_weight_VD is not None and not positions:
         by_weight_VD.zero_()
-    # a fifth at most, so that a chunk is a fraction of the logits; but products of fewer than 128 rows are slow
-    most = positions if positions < 256 else max(128, positions // 5)
-    runs = chunks(positions, vocabulary, nats_X, chunk, most)
+    runs = chunks(positions, vocabulary, nats_X, chunk, rows_at_most(positions))
     logits_XV = nats_X.new_empty(longest(runs), vocabulary)
     for first, last in runs:
         decoded_CD, targets_C = decoded_XD[first:last], targets[first:last]
@@ -90,6 +88,11 @@ def _sweep(
         if by_weight_VD is not None:
             add_product(by_logits_CV.T, decoded_CD, by_weight_VD, first=first == 0)
     return nats_X.sum(), [by_decoded_XD, by_weight_VD]
+
+
+def rows_at_most(positions: int) -> int:
+    """Rows of logits that exist at a time: a fifth, but 128 at least (fewer are slow), and all of up to 255."""
+    return positions if positions < 256 else max(128, positions // 5)
 
 
 def _nats(logits_CV: Tensor, targets_C: Tensor) -> Tensor:

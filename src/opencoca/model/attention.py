@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from opencoca.model.runs import Run, apart, of_rows
+from opencoca.model.runs import Run, apart, joined, of_rows
 
 SAVES = 0.75  # of the products with keys and values: where it takes fewer without, they aren't made
 WORTH_IT = 50_000_000  # multiplications that keys and values of one context take; below, more calls cost what is saved
@@ -99,7 +99,7 @@ class Attention(nn.Module):
         """What `forward` gives where each row attends to itself; x [X,D] holds runs of rows one after another."""
         of_runs = zip(apart(self.q(x_XD), runs), apart(self.kv(x_XD), runs), runs, strict=True)
         heads = [self._attended(q_BTD, self._keys_values(kv), causal, run.keep) for q_BTD, kv, run in of_runs]
-        return self.out(torch.cat([heads_BTD.flatten(0, 1) for heads_BTD in heads]))
+        return self.out(joined(heads))
 
     def _attended(
         self, q_BTD: Tensor, context: KeysValues, causal: bool = False, keep_BTS: Tensor | None = None
@@ -140,18 +140,19 @@ class Attention(nn.Module):
         turned by its head's key matrix and compared with the context itself, and what it then reads there is turned
         by the head's value matrix. The same products in another order; the keys' bias moves no softmax.
         """
-        directly = self._reads_directly(x_BTD, context_BSD)
-        if runs and directly:
-            return self.out(self._read(self.q(x_BTD), context_BSD, runs))
-        if directly:
-            rows, length, _ = x_BTD.shape
-            return self.read(x_BTD.flatten(0, 1), context_BSD, (Run(0, rows, length),)).unflatten(0, (rows, length))
+        if self._reads_directly(x_BTD, context_BSD):
+            q = self.q(x_BTD)
+            if runs:
+                return self.out(self._read(q, context_BSD, runs))
+            rows, length, _ = q.shape
+            read_XD = self._read(q.flatten(0, 1), context_BSD, (Run(0, rows, length),))
+            return self.out(read_XD.unflatten(0, (rows, length)))
         context = self.keys_values(context_BSD)
         if not runs:
             return self(x_BTD, context)
         parts = zip(apart(self.q(x_BTD), runs), *(of_rows(part_BNSK, runs) for part_BNSK in context), strict=True)
         heads = [self._attended(q_BTD, KeysValues(keys, values)) for q_BTD, keys, values in parts]
-        return self.out(torch.cat([heads_BTD.flatten(0, 1) for heads_BTD in heads]))
+        return self.out(joined(heads))
 
     def _read(self, q_XD: Tensor, context_BSD: Tensor, runs: Sequence[Run]) -> Tensor:
         """What projected queries [X,D] read without keys and values, all heads beside each other, before `out`."""

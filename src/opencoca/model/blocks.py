@@ -76,6 +76,7 @@ class Block(nn.Module):
         """
         normed_BTD = self.norm_self(x_BTD)
         if runs:
+            assert cache is None and keep_BTS is None
             x_BTD = x_BTD + self.self_attention.within(normed_BTD, runs, causal=self.causal)
         else:
             own = self.self_attention.keys_values(normed_BTD)
@@ -124,4 +125,5 @@ class PictureBlock(nn.Module):
 def _read(attention: Attention, x_BTD: Tensor, picture: KeysValues | Tensor, runs: Sequence[Run]) -> Tensor:
     if isinstance(picture, Tensor):
         return attention.read(x_BTD, picture, runs)
+    assert not runs, "keys and values are for captions of one length"
     return attention(x_BTD, picture)

@@ -30,24 +30,14 @@ def decode(
 ) -> Tensor:
     """`CoCa.decode` [B,T-1,D] as training draws it; text [B,T-1,D], without the last of the T positions of `valid`.
 
-    The buckets are read one by one: how many positions are left out depends on each one's length.
+    Where positions are left out, the buckets are read one by one: how many depends on each one's length.
 
     A caption that is predicted in parallel is read as learned masks, one per position. Differs from CapPa: a mask sees
     those in front of it alone. All of them are constants, so there is nothing to hide from it and nothing to learn from
     the others; but attention to all of them would tell how long the caption is, or how it was padded, unless every
     caption were read as long as the context.
     """
-    if not buckets:
-        return _decode(model, picture_BQD, text_BTD, valid_BT, drawn)
-    decoded = [
-        _decode(model, picture_BQD[a:z], text_BTD[a:z, :length], valid_BT[a:z, : length + 1], drawn.rows(a, z))
-        for a, z, length in buckets
-    ]
-    return padded(decoded, text_BTD.shape[1])
-
-
-def _decode(model: CoCa, picture_BQD: Tensor, text_BTD: Tensor, valid_BT: Tensor, drawn: DecoderDraws) -> Tensor:
-    text, length = model.config.text, text_BTD.shape[1]
+    length = text_BTD.shape[1]
     if drawn.queries is not None:
         read_BK = drawn.queries.topk(model.config.pooler.train_queries, dim=1).indices
         picture_BQD = _picked(picture_BQD, read_BK)
@@ -55,9 +45,20 @@ def _decode(model: CoCa, picture_BQD: Tensor, text_BTD: Tensor, valid_BT: Tensor
         mask_TD = model.multimodal.mask_TD[:length].to(text_BTD.dtype)
         text_BTD = torch.where(drawn.parallel[:, None, None], mask_TD, text_BTD)
     if drawn.words is None:
-        return model.decode(picture_BQD, text_BTD)
+        return model.decode(picture_BQD, text_BTD, buckets)
+    decoded = [
+        _with_words_left_out(model, picture_BQD[a:z], text_BTD[a:z, :n], valid_BT[a:z, : n + 1], drawn.words[a:z])
+        for a, z, n in buckets or ((0, *text_BTD.shape[:2]),)
+    ]
+    return padded(decoded, length)
+
+
+def _with_words_left_out(
+    model: CoCa, picture_BQD: Tensor, text_BTD: Tensor, valid_BT: Tensor, noise_BT: Tensor
+) -> Tensor:
+    text, length = model.config.text, text_BTD.shape[1]
     # the kept positions in their order, and behind them, where no kept one sees them, some of the others
-    order_BT = torch.argsort((~kept(text, valid_BT, drawn.words)).to(torch.uint8), dim=1, stable=True)
+    order_BT = torch.argsort((~kept(text, valid_BT, noise_BT)).to(torch.uint8), dim=1, stable=True)
     at_BK = order_BT[:, : trained_positions(length, text.token_drop)]
     decoded_BKD = model.decode(picture_BQD, _picked(text_BTD, at_BK))
     decoded_BTD = decoded_BKD.new_zeros(len(decoded_BKD), length, decoded_BKD.shape[2])

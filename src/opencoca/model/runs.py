@@ -37,14 +37,19 @@ def of_rows(x_BTD: Tensor, runs: Sequence[Run]) -> tuple[Tensor, ...]:
 
 def packed(x_BTD: Tensor, runs: Sequence[Run]) -> Tensor:
     """The positions [X,D] of all runs; what stands behind a run's length is left out."""
-    parts = zip(of_rows(x_BTD, runs), runs, strict=True)
-    return torch.cat([part_BTD[:, : run.length].flatten(0, 1) for part_BTD, run in parts])
+    return joined([part_BTD[:, : run.length] for part_BTD, run in zip(of_rows(x_BTD, runs), runs, strict=True)])
 
 
 def apart(x_XD: Tensor, runs: Sequence[Run], dim: int = 0) -> list[Tensor]:
     """Each run's part as [b,T,D], b rows of its length; with `dim`, the positions stand there instead of in front."""
     parts = x_XD.split([(run.last - run.first) * run.length for run in runs], dim)
     return [part.unflatten(dim, (run.last - run.first, run.length)) for part, run in zip(parts, runs, strict=True)]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The positions [X,D] of each run's rows [b,T,D]; what `apart` takes apart."""
+    flat = [part_BTD.flatten(0, 1) for part_BTD in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def padded(parts: Sequence[Tensor], length: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from opencoca.config import TextConfig
 from opencoca.model.attention import KeysValues, KVCache
 from opencoca.model.blocks import Block, PictureBlock
-from opencoca.model.runs import Run, apart, packed, padded
+from opencoca.model.runs import Run, apart, joined, packed, padded
 from opencoca.types import TextBucket
 
 
@@ -50,27 +50,28 @@ class UnimodalDecoder(nn.Module):
         room = self.positions_TD.shape[0] - 1
         if ids_BT.shape[1] > room:
             raise ValueError(f"captions of {ids_BT.shape[1]} ids don't fit context_length {room}; cut them to it")
-        words_BTD = self.tokens(F.pad(ids_BT, (0, 1)))
+        ids_BT = F.pad(ids_BT, (0, 1))
         place = self._with_cls_at_end if self.cls_at_end else self._with_cls_behind
         if not buckets:
-            x_BTD, cls_at_B, keep_BTS = place(words_BTD, valid_BT)
+            x_BTD, cls_at_B, keep_BTS = place(self.tokens(ids_BT), valid_BT)
             for block in self.blocks:
                 x_BTD = block(x_BTD, keep_BTS=keep_BTS)
-            return self.norm_cls(_picked(x_BTD, cls_at_B)), x_BTD[:, : ids_BT.shape[1]]
+            return self.norm_cls(_picked(x_BTD, cls_at_B)), x_BTD[:, : valid_BT.shape[1]]
+        longer = [Run.of(bucket, 1) for bucket in buckets]
+        words = apart(self.tokens(packed(ids_BT, longer)), longer)  # looked up at once: one gradient of the vocabulary
         entering, cls_at, runs = [], [], []
-        for bucket in buckets:
-            rows, length = slice(bucket.first, bucket.last), bucket.length
-            x_BTD, cls_at_B, keep_BTS = place(words_BTD[rows, : length + 1], valid_BT[rows, :length])
-            entering.append(x_BTD.flatten(0, 1))
+        for words_BTD, bucket in zip(words, buckets, strict=True):
+            x_BTD, cls_at_B, keep_BTS = place(words_BTD, valid_BT[bucket.first : bucket.last, : bucket.length])
+            entering.append(x_BTD)
             cls_at.append(cls_at_B)
-            runs.append(Run.of(bucket, x_BTD.shape[1] - length, keep_BTS))
-        x_XD = torch.cat(entering)
+            runs.append(Run.of(bucket, x_BTD.shape[1] - bucket.length, keep_BTS))
+        x_XD = joined(entering)
         for block in self.blocks:
             x_XD = block(x_XD, runs=runs)
         outputs = apart(x_XD, runs)
         cls_BD = torch.cat([_picked(*of_run) for of_run in zip(outputs, cls_at, strict=True)])
         words = [out_BTD[:, : bucket.length] for out_BTD, bucket in zip(outputs, buckets, strict=True)]
-        return self.norm_cls(cls_BD), padded(words, ids_BT.shape[1])
+        return self.norm_cls(cls_BD), padded(words, valid_BT.shape[1])
 
     def _with_cls_behind(self, words_BTD: Tensor, valid_BT: Tensor) -> tuple[Tensor, Tensor, None]:
         """What enters the blocks [B,T+1,D], with [CLS] behind the last real token; its place [B]; no mask.
@@ -105,7 +106,7 @@ class UnimodalDecoder(nn.Module):
         keep_BTS = (positions_T[:, None] >= positions_T) & (
             real_BT[..., None] | F.pad(valid_BT, (1, 0), value=True)[:, None]
         )
-        return x_BTD, torch.full((batch,), beyond, device=device), keep_BTS
+        return x_BTD, torch.full((batch,), beyond, dtype=torch.long, device=device), keep_BTS
 
     def step(
         self, ids_BT: Tensor, caches: Sequence[KVCache | None], start: int = 0, keep_BTS: Tensor | None = None

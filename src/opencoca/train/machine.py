@@ -41,7 +41,8 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 2**30)
+        if not mallopt(_MMAP_THRESHOLD, 2**30):  # glibc before 2.35 takes 32 MiB at most
+            mallopt(_MMAP_THRESHOLD, 32 * 2**20)
         mallopt(_TRIM_THRESHOLD, -1)  # never
         mallopt(_TOP_PAD, 64 * 2**20)
 

@@ -11,7 +11,8 @@ position, with a bytes per number (2 under bf16 autocast, else 4), in eager mode
     a (D + 2M)           input of the MLP, and its hidden layer before and after GELU
     4N                   attention's log-sum-exp per head
 
-Cross-attention adds 4D + a 3D per position, and a 2D per picture token and layer. With `checkpoint_activations` a block
+Cross-attention adds 4D + a 3D per position, and a 2D per picture token and layer; captions in several runs a D more for
+each attention, whose heads are put together again. With `checkpoint_activations` a block
 keeps its input alone, and one block at a time has the rest. Autocast keeps a bf16 copy of each matrix. The captioning
 loss holds one chunk of logits, the contrastive loss one chunk of similarities (`losses.sweep`).
 
@@ -28,6 +29,7 @@ from typing import NamedTuple
 import torch
 
 from opencoca.config import Config, ModelConfig, OptimConfig
+from opencoca.losses.captioning import rows_at_most
 from opencoca.losses.sweep import CHUNK_BYTES
 from opencoca.model.coca import CoCa
 from opencoca.train.optim import first_moments, freeze, make_optimizers, trained_parameters
@@ -159,10 +161,12 @@ def activation_bytes(config: Config, shape: Shape, bf16: bool) -> dict[str, int]
     queries = pooler.num_queries + (pooler.arrangement == "shared")
     decoded, read = (words - 1) * (1 - text.token_drop), pooler.train_queries or queries
 
-    def block(positions: float, width: int, mlp: int, heads: int) -> float:
+    joined = a * text.width if config.data.text_buckets > 1 and not text.token_drop else 0
+
+    def block(positions: float, width: int, mlp: int, heads: int, more: int = 0) -> float:
         if light:
             return positions * 4 * width
-        per = 8 * width + a * width * casts + 4 * a * width + a * (width + 2 * mlp) + 4 * heads
+        per = 8 * width + a * width * casts + 4 * a * width + a * (width + 2 * mlp) + 4 * heads + more
         return positions * per
 
     def pooled(asked: int, context: float, context_width: int) -> float:
@@ -177,13 +181,13 @@ def activation_bytes(config: Config, shape: Shape, bf16: bool) -> dict[str, int]
     elif pooler.arrangement == "parallel":
         poolers += pooled(1, seen, vision.width)
     unimodal = (words + 1) * 4 * text.width
-    unimodal += text.unimodal_depth * block(words + 1, text.width, text.mlp_width, text.num_heads)
-    layer = block(decoded, text.width, text.mlp_width, text.num_heads)
+    unimodal += text.unimodal_depth * block(words + 1, text.width, text.mlp_width, text.num_heads, joined)
+    layer = block(decoded, text.width, text.mlp_width, text.num_heads, joined)
     picture = read * 2 * a * text.width  # every layer's keys and values
     if bf16 or text.cross_attention == "after":
         picture += read * a * text.width  # and what they are projected from, where layers can't share it
     if not light:
-        layer += decoded * (4 * text.width + 3 * a * text.width + 4 * text.num_heads)
+        layer += decoded * (4 * text.width + 3 * a * text.width + 4 * text.num_heads + joined)
     if text.cross_attention == "after":
         layer += decoded * 4 * text.width
         if not light:
@@ -201,7 +205,7 @@ def _loss_bytes(config: Config, shape: Shape, bf16: bool, device: str) -> int:
     text, loss = config.model.text, config.loss
     positions = math.ceil(shape.pairs * (shape.text_length - 1) * (1 - text.token_drop))
     budget = CHUNK_BYTES[device]
-    rows = loss.caption_chunk or min(budget // (4 * text.vocab_size), max(64, -(-positions // 4)))
+    rows = loss.caption_chunk or min(budget // (4 * text.vocab_size), rows_at_most(positions))
     rows = min(max(1, rows), positions)
     captioning = rows * text.vocab_size * (4 + (2 if bf16 else 0)) + positions * 4 * text.width
     captioning += 4 * text.vocab_size * text.width + (2 * text.vocab_size * text.width if bf16 else 0)

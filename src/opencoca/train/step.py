@@ -99,7 +99,8 @@ def _gradients(
     counts = _global_counts(task, batch, engine.ranks)
     rows = len(batch.keys) * engine.ranks.world
     parts = list(micro_batches(batch, config.run.micro_batch))
-    if engine.is_cut_up and batch.decoder_draws:  # each bucket's calls gather weights: all ranks must make as many
+    apart = task.reads_buckets_apart or batch.word_noise is not None
+    if engine.is_cut_up and apart:  # each call of a block gathers its weights: all ranks must make as many
         parts = [in_one_bucket(part) for part in parts]
     parts = [on_device(engine.device, part) for part in parts]
     cached = None

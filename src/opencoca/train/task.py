@@ -59,6 +59,7 @@ class Task:
     """
 
     weights: Mapping[str, float] = MappingProxyType({})  # terms that aren't named weigh 1
+    reads_buckets_apart = False  # True where `forward` calls the model for each of `batch.buckets`
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """What the sums over these rows are means over; a term that isn't named is a mean over rows."""

@@ -50,6 +50,7 @@ class CaptioningOnly(Pretraining):
     """The captioning loss, without [CLS] and the contrastive query. It compares no rows."""
 
     compare = Task.compare
+    reads_buckets_apart = True
 
     def forward(self, model: CoCa, batch: Batch) -> Outcome:
         picture = model.generative_pooler(model.encoder(batch.pixels, batch.patch_noise))
