@@ -34,7 +34,7 @@ def keep_freed_memory() -> None:
     """Tells glibc to hand freed blocks of up to 1 GiB to the next tensor instead of back to the system.
 
     A training step frees and takes the same blocks again and again; by default each comes as fresh pages that the
-    system has to clear, and the quickstart's step takes 1.17 times as long (benchmarks/results/memory_reuse.json).
+    system has to clear, and the quickstart's step takes 1.11 times as long (benchmarks/results/memory_reuse.json).
     Elsewhere than on glibc this does nothing.
     """
     if not sys.platform.startswith("linux"):
