@@ -8,8 +8,11 @@
 FROM python:3.11-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE NOTICE ./
+COPY pyproject.toml setup.py constraints.txt README.md LICENSE NOTICE ./
+COPY native native
 COPY src src
+# for the decoding step in C; torch brings the OpenMP runtime that it needs
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN python -m pip wheel --no-deps --wheel-dir /wheels . \
  && python -m venv /opt/opencoca \
  && /opt/opencoca/bin/pip install --constraint constraints.txt \

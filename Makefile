@@ -9,6 +9,7 @@ PYTEST_ARGS ?=
 PIP_ARGS ?= --quiet
 TEST_JOBS ?= 2
 BIN := $(VENV)/bin
+INSTALLED_FROM := pyproject.toml setup.py constraints.txt native/decode_step.c
 STEP = @echo ==
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Without this, pyright asks the network for a newer version.
@@ -50,11 +51,11 @@ format: $(VENV)/.installed-dev ## rewrite the code as ruff would have it
 venv: $(VENV)/.installed-dev ## make the environment with everything that developers need
 
 # The stamps are newer than what they were installed from; a failed install leaves none. The developers' set holds the demo's.
-$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-demo: $(INSTALLED_FROM) | $(BIN)/python
 	$(call install,demo$(COMMA)train)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-dev: $(INSTALLED_FROM) | $(BIN)/python
 	$(call install,demo$(COMMA)train$(COMMA)dev)
 	@touch $(VENV)/.installed-demo $@
 

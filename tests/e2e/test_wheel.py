@@ -63,6 +63,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     shutil.copytree(PACKAGE, source / "src" / "opencoca", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests" / "unit", source / "tests" / "unit", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "native", source / "native")
     for path in ROOT.iterdir():
         if path.is_file():
             shutil.copy(path, source)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 from torch import nn
 
@@ -9,6 +10,7 @@ from opencoca import recipes
 from opencoca.config import GenerationConfig
 from opencoca.data.tokenizer import SpecialIds
 from opencoca.infer.generate import generate
+from opencoca.model import decode_native
 from opencoca.model.coca import CoCa
 from opencoca.model.init import build
 from opencoca.model.layout import lay_out_for_decoding
@@ -57,8 +59,9 @@ def test_a_model_in_training_is_left_alone() -> None:
     assert not turned(model)
 
 
-def test_generation_lays_out_and_the_model_can_be_trained_later() -> None:
+def test_generation_lays_out_and_the_model_can_be_trained_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the caller is in inference mode; a fused optimizer then gives the same weights."""
+    monkeypatch.setattr(decode_native, "library", lambda: None)  # it has a layout of its own, beside the model's
     model, plain = frozen(), frozen()
     with torch.inference_mode():
         generate(model, torch.zeros(1, 5, 48), SpecialIds(), GenerationConfig(beams=1, max_tokens=2))

@@ -39,16 +39,25 @@ class KVCache:
 
         Raises: ValueError where the positions don't fit.
         """
-        pictures, _, capacity, _ = self.keys_BNSK.shape
+        pictures = self.keys_BNSK.shape[0]
         if new.keys.shape[0] > pictures:
             new = KeysValues(*(part.unflatten(0, (pictures, -1)).transpose(1, 2).flatten(2, 3) for part in new))
-        end = self.length + new.keys.shape[2]
-        if end > capacity:
-            raise ValueError(f"the cache holds {capacity} positions, {end} were asked for")
-        self.keys_BNSK[:, :, self.length : end] = new.keys
-        self.values_BNSK[:, :, self.length : end] = new.values
-        self.length = end
+        there = self.grow(new.keys.shape[2])
+        end = self.length
+        self.keys_BNSK[:, :, there:end] = new.keys
+        self.values_BNSK[:, :, there:end] = new.values
         return KeysValues(self.keys_BNSK[:, :, :end], self.values_BNSK[:, :, :end])
+
+    def grow(self, count: int) -> int:
+        """Makes the next `count` positions part of the cache, to be written; returns where they begin.
+
+        Raises: ValueError where they don't fit.
+        """
+        there, capacity = self.length, self.keys_BNSK.shape[2]
+        if there + count > capacity:
+            raise ValueError(f"the cache holds {capacity} positions, {there + count} were asked for")
+        self.length += count
+        return there
 
 
 class Attention(nn.Module):

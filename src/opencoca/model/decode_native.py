@@ -1,0 +1,217 @@
+"""The layers of one decoding step in C (`native/decode_step.c`): how its weights lie, and how it is called.
+
+It is a shared library beside this file, compiled when the package is installed where there is a compiler; elsewhere
+`library()` is None and torch computes (`model.decode_torch`). It computes in torch's number of threads and in torch's
+team of them, since both use the OpenMP runtime that torch brings. docs/decisions/0017 says why it is there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from ctypes import POINTER, Structure, byref, c_double, c_int, c_int64, c_void_p
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from opencoca.config import Activation
+from opencoca.model.attention import Attention, KeysValues, KVCache
+from opencoca.model.blocks import Block, PictureBlock
+from opencoca.model.coca import CoCa
+from opencoca.model.decode_cache import DecodeCache
+
+INSTRUCTIONS = {"AVX2": "avx2", "AVX512": "avx512"}  # of torch's names for what a processor can do
+ACTIVATIONS: dict[Activation, int] = {"gelu": 0, "quick_gelu": 1, "gelu_tanh": 2}
+
+
+NOTHING = [0] * 9  # a context that a layer doesn't have
+INTERFACE = 1  # goes up with every change of what C is given
+
+
+class CProduct(Structure):
+    _fields_: ClassVar = [("weight", c_int64), ("bias", c_int64), ("inputs", c_int64), ("outputs", c_int64)]
+
+
+class CNorm(Structure):
+    _fields_: ClassVar = [("weight", c_int64), ("bias", c_int64), ("eps", c_double)]
+
+
+class CAttending(Structure):
+    _fields_: ClassVar = [
+        *(("norm", CNorm), ("project", CProduct), ("out", CProduct)),
+        *(("norm_q", CNorm), ("norm_k", CNorm)),
+    ]
+
+
+class CLayer(Structure):
+    _fields_: ClassVar = [
+        *(("past", CAttending), ("pictures", CAttending)),
+        *(("norm_mlp", CNorm), ("up", CProduct), ("down", CProduct), ("activation", c_int64)),
+    ]
+
+
+class CView(Structure):
+    _fields_: ClassVar = [("data", c_int64), ("picture", c_int64), ("head", c_int64), ("slot", c_int64)]
+
+
+class CContext(Structure):
+    _fields_: ClassVar = [("keys", CView), ("values", CView), ("slots", c_int64)]
+
+
+class CStep(Structure):
+    _fields_: ClassVar = [
+        *((name, c_int64) for name in ("rows", "pictures", "width", "heads", "hidden")),
+        *(("seen", c_int64), ("x", c_int64)),
+    ]
+
+
+@functools.cache
+def library() -> Any:
+    """The library for this processor; None where it wasn't compiled, can't be loaded or is another version's.
+
+    `OPENCOCA_NATIVE=0` in the environment does without it, and so does `OPENCOCA_PACK=0`, for the memory of its copy.
+    """
+    name = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
+    if name is None or "0" in (os.environ.get("OPENCOCA_NATIVE"), os.environ.get("OPENCOCA_PACK")):
+        return None
+    return load(name)
+
+
+def load(name: str) -> Any:
+    """The library for processors with these instructions, "avx2" or "avx512", or None."""
+    size = 1_000_000 * INTERFACE + sum(map(ctypes.sizeof, (CLayer, CContext, CStep)))
+    try:
+        found = ctypes.CDLL(str(Path(__file__).parent / f"libdecode_{name}.so.1"))
+        found.opencoca_interface.restype = found.opencoca_panel.restype = c_int64
+        if found.opencoca_interface() != size:
+            return None
+    except (AttributeError, OSError):  # of another machine, or no OpenMP
+        return None
+    found.opencoca_decode.argtypes = [POINTER(CStep), POINTER(CLayer), c_void_p, c_void_p, c_int64, c_int]
+    found.opencoca_product.argtypes = [POINTER(CProduct), c_void_p, c_int64, c_void_p, c_int]
+    return found
+
+
+def computes(model: CoCa) -> bool:
+    """Whether the library is there and the decoder's weights are of its kind."""
+    parts = (model.unimodal, model.multimodal, model.head)
+    return library() is not None and all(
+        weight.dtype == torch.float32 for part in parts for weight in part.parameters()
+    )
+
+
+class NativeProduct:
+    """A linear map of few rows; of several maps of the same input, their outputs side by side."""
+
+    def __init__(self, first: nn.Linear, *others: nn.Linear) -> None:
+        self.library = library()
+        weight_OI, self.bias_O = first.weight, first.bias
+        if others:
+            weight_OI = torch.cat([weight_OI, *(one.weight for one in others)])
+            self.bias_O = torch.cat([self.bias_O, *(one.bias for one in others)])
+        outputs, panel = len(weight_OI), self.library.opencoca_panel()
+        padded_OI = F.pad(weight_OI, (0, 0, 0, -outputs % panel))
+        self.weight_XIL = padded_OI.unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
+        bias = 0 if self.bias_O is None else self.bias_O.data_ptr()
+        self.told = CProduct(self.weight_XIL.data_ptr(), bias, first.in_features, outputs)
+
+    def __call__(self, x_RI: Tensor) -> Tensor:
+        x_RI = x_RI.contiguous()
+        y_RO = x_RI.new_empty(len(x_RI), self.told.outputs)
+        _run(self.library.opencoca_product, byref(self.told), x_RI.data_ptr(), len(x_RI), y_RO.data_ptr())
+        return y_RO
+
+
+class NativeLayers:
+    """The decoder's layers for one more position of each row, over a copy of their weights."""
+
+    def __init__(self, model: CoCa) -> None:
+        self.library = library()
+        self.width, self.heads = model.config.text.width, model.config.text.num_heads
+        self.products: list[NativeProduct] = []  # whose memory C reads
+        blocks = [cast(Block, block) for block in model.unimodal.blocks]
+        reading = model.multimodal.picture_blocks or [None] * len(model.multimodal.blocks)
+        for pair in zip(model.multimodal.blocks, reading, strict=True):
+            blocks += [cast(Block | PictureBlock, block) for block in pair if block is not None]
+        layers = [self._layer(block) for block in blocks]
+        self.layers = (CLayer * len(layers))(*layers)
+        self.hidden = max(layer.up.outputs for layer in layers)
+        self.has_past = [isinstance(block, Block) for block in blocks]
+        self.has_pictures = [block.cross_attention is not None for block in blocks]
+        self.head = NativeProduct(model.head)
+
+    def __call__(self, x_RD: Tensor, cache: DecodeCache, keep_PST: Tensor | None) -> Tensor:
+        """The outputs [R,D] of embedded ids [R,D]; the cache has been extended, `keep` says what the rows see in it.
+
+        In its first step, a cache's keys and values of pictures are put in order of heads.
+        """
+        for i, both in enumerate(cache.pictures):
+            if not both.keys.is_contiguous() or not both.values.is_contiguous():
+                cache.pictures[i] = KeysValues(both.keys.contiguous(), both.values.contiguous())
+        rows, pictures = len(x_RD), cache.unimodal[0].keys_BNSK.shape[0]
+        if rows == 0:
+            return x_RD
+        own, seen = iter(cache.unimodal + cache.multimodal), iter(cache.pictures)
+        pasts, views = [], []
+        for has_past, has_pictures in zip(self.has_past, self.has_pictures, strict=True):
+            pasts += _grown(next(own), rows // pictures) if has_past else NOTHING
+            views += _seen(next(seen)) if has_pictures else NOTHING
+        x_RD = x_RD.contiguous()
+        keep = None if keep_PST is None else keep_PST.contiguous()
+        step = CStep(rows, pictures, self.width, self.heads, self.hidden, 0, x_RD.data_ptr())
+        if keep is not None:
+            step.seen = keep.data_ptr()
+        past, views = (c_int64 * len(pasts))(*pasts), (c_int64 * len(views))(*views)
+        _run(self.library.opencoca_decode, byref(step), self.layers, past, views, len(self.layers))
+        return x_RD
+
+    def _layer(self, block: Block | PictureBlock) -> CLayer:
+        layer = CLayer(norm_mlp=_norm(block.norm_mlp), activation=ACTIVATIONS[block.mlp.activation])
+        if isinstance(block, Block):
+            own = block.self_attention
+            layer.past = self._attending(block.norm_self, own, own.q, own.kv)
+        if block.cross_attention is not None:
+            layer.pictures = self._attending(block.norm_cross, block.cross_attention, block.cross_attention.q)
+        layer.up, layer.down = self._product(block.mlp.up), self._product(block.mlp.down)
+        return layer
+
+    def _attending(self, norm: nn.LayerNorm, attention: Attention, *projected: nn.Linear) -> CAttending:
+        project, out = self._product(*projected), self._product(attention.out)
+        return CAttending(_norm(norm), project, out, _norm(attention.norm_q), _norm(attention.norm_k))
+
+    def _product(self, *maps: nn.Linear) -> CProduct:
+        self.products.append(NativeProduct(*maps))
+        return self.products[-1].told
+
+
+def _norm(norm: nn.LayerNorm | None) -> CNorm:
+    if norm is None:
+        return CNorm()
+    return CNorm(norm.weight.data_ptr(), 0 if norm.bias is None else norm.bias.data_ptr(), norm.eps)
+
+
+def _grown(cache: KVCache, new: int) -> list[int]:
+    """Where C finds a cache and writes `new` more positions into it, which it holds from now on."""
+    there = cache.grow(new)
+    return _context(cache.keys_BNSK, cache.values_BNSK, there)
+
+
+def _seen(pictures: KeysValues) -> list[int]:
+    return _context(pictures.keys, pictures.values, pictures.keys.shape[2])
+
+
+def _context(keys_BNSK: Tensor, values_BNSK: Tensor, slots: int) -> list[int]:
+    """`CContext`, flat."""
+    *of_keys, one = keys_BNSK.stride()
+    *of_values, other = values_BNSK.stride()
+    assert one == other == 1, "a head's vector lies in one piece"
+    return [keys_BNSK.data_ptr(), *of_keys, values_BNSK.data_ptr(), *of_values, slots]
+
+
+def _run(function: Any, *arguments: Any) -> None:
+    if function(*arguments, torch.get_num_threads()):
+        raise MemoryError("no memory for a decoding step")
