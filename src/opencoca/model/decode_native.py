@@ -96,12 +96,9 @@ def load(name: str) -> Any:
     return found
 
 
-def computes(model: CoCa) -> bool:
-    """Whether the library is there and the decoder's weights are of its kind."""
-    parts = (model.unimodal, model.multimodal, model.head)
-    return library() is not None and all(
-        weight.dtype == torch.float32 for part in parts for weight in part.parameters()
-    )
+def computes(dtypes: set[torch.dtype]) -> bool:
+    """Whether the library is there and weights of these types are what it computes with."""
+    return library() is not None and dtypes == {torch.float32}
 
 
 class NativeProduct:

@@ -30,6 +30,8 @@ _OURS = {
     *(nn.ModuleList, nn.Linear, nn.LayerNorm, nn.Embedding),
 }
 
+Seen = tuple[int, int, torch.dtype]  # of a weight
+
 _prepared: weakref.WeakKeyDictionary[CoCa, DecodeStep] = weakref.WeakKeyDictionary()
 _preparing = threading.Lock()
 
@@ -45,7 +47,7 @@ def prepare_to_decode(model: CoCa, rows: int) -> DecodeStep | None:
     """
     with _preparing, torch.inference_mode(False), torch.no_grad():
         state = _state(model)
-        native = state is not None and decode_native.computes(model)
+        native = state is not None and decode_native.computes({dtype for *_, dtype in state})
         if not native:
             lay_out_for_decoding(model)
             state = state and _state(model)
@@ -60,8 +62,11 @@ def prepare_to_decode(model: CoCa, rows: int) -> DecodeStep | None:
         return found
 
 
-def _state(model: CoCa) -> list[tuple[int, int]] | None:
-    """Where the decoder's weights lie and how often they were written to; None if the modules have to compute."""
+def _state(model: CoCa) -> list[Seen] | None:
+    """Where the decoder's weights lie, how often they were written to and of what type they are.
+
+    None if the modules have to compute.
+    """
     state = []
     if torch.is_autocast_enabled("cpu"):
         return None
@@ -69,17 +74,19 @@ def _state(model: CoCa) -> list[tuple[int, int]] | None:
         for module in part.modules():
             if type(module) not in _OURS or module._forward_hooks or module._forward_pre_hooks:
                 return None
-        for weight in part.parameters():
-            if weight.device.type != "cpu" or weight.requires_grad or weight.is_inference():
-                return None
-            state.append((weight.data_ptr(), weight._version))
+            for weight in module._parameters.values():  # `parameters()` takes six times as long, at every search
+                if weight is None:
+                    continue
+                if not weight.is_cpu or weight.requires_grad or weight.is_inference():
+                    return None
+                state.append((weight.data_ptr(), weight._version, weight.dtype))
     return state
 
 
 class DecodeStep:
     """The decoder for one more position of each row (see `prepare_to_decode`); `head` gives logits of its outputs."""
 
-    def __init__(self, model: CoCa, state: list[tuple[int, int]], layers: NativeLayers | TorchLayers) -> None:
+    def __init__(self, model: CoCa, state: list[Seen], layers: NativeLayers | TorchLayers) -> None:
         self.state, self.layers, self.head = state, layers, layers.head
         self.tokens_VD, self.positions_TD = model.unimodal.tokens.weight, model.unimodal.positions_TD
         norm = model.multimodal.norm_out
