@@ -68,11 +68,12 @@ typedef struct {
 
 typedef struct {
     View keys, values;
-    int64_t slots; /* that are there, without those of this step */
+    int64_t slots; /* of a picture; of the past, that there is room for */
 } Context;
 
 typedef struct {
     int64_t rows, pictures, width, heads, hidden; /* hidden: of the widest MLP */
+    int64_t there;                                /* slots of the past, without those of this step */
     const uint8_t *seen;                          /* [pictures, rows / pictures, slots after the step], or NULL: all */
     float *x;                                     /* [rows, width], in and out */
 } Step;
@@ -373,7 +374,7 @@ static void attend_to_past(const Step *step, const Attending *a, const Context *
         const float *queries = projected + picture * sharing * apart + head * wide;
         for (int64_t j = 0; j < sharing; j++) {
             const float *key = queries + j * apart + step->width;
-            int64_t slot = past->slots + j;
+            int64_t slot = step->there + j;
             float *to = past->keys.data + picture * past->keys.picture + head * past->keys.head + slot * past->keys.slot;
             if (a->norm_k.weight)
                 normed(key, wide, &a->norm_k, to, 1);
@@ -383,7 +384,7 @@ static void attend_to_past(const Step *step, const Attending *a, const Context *
                        slot * past->values.slot,
                    key + step->width, wide * sizeof(float));
         }
-        attend(step, &past->keys, &past->values, past->slots + sharing, step->seen, queries, apart, &a->norm_q,
+        attend(step, &past->keys, &past->values, step->there + sharing, step->seen, queries, apart, &a->norm_q,
                picture, head, scores, packed);
     }
 }
@@ -409,11 +410,9 @@ static float *numbers(int64_t count) {
 /* All layers, in place in step->x. `past` and `pictures` have one context for each layer. 0, or 1: no memory. */
 int opencoca_decode(const Step *step, const Layer *layers, const Context *past, const Context *pictures, int64_t count,
                     int threads) {
-    int64_t slots = 0, sharing = step->rows / step->pictures;
-    for (int64_t l = 0; l < count; l++) {
-        if (layers[l].past.project.weight && past[l].slots + sharing > slots) slots = past[l].slots + sharing;
+    int64_t sharing = step->rows / step->pictures, slots = step->there + sharing;
+    for (int64_t l = 0; l < count; l++)
         if (layers[l].pictures.project.weight && pictures[l].slots > slots) slots = pictures[l].slots;
-    }
     slots = padded_slots(slots) * sharing;
     float *packed = numbers(step->rows * step->width), *projected = numbers(step->rows * 3 * step->width);
     float *hidden = numbers(step->rows * step->hidden), *scores = numbers(slots * threads);

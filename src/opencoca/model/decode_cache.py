@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class DecodeCache:
         self.seen_BRS: Tensor | None = None
         self.length = unimodal[0].length  # text positions held so far
         self.step: Callable[[Tensor, DecodeCache], Tensor] | None = None  # computes single positions, if it is there
+        self.told: Any = None  # what that made for itself of where all this lies
 
     def extend(self, rows: int, steps: int) -> Tensor | None:
         """Moves on by `steps` positions in each row; says what they see [B,R*T,S], or None for all before them."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opencoca.config import Activation
-from opencoca.model.attention import Attention, KeysValues, KVCache
+from opencoca.model.attention import Attention, KeysValues
 from opencoca.model.blocks import Block, PictureBlock
 from opencoca.model.coca import CoCa
 from opencoca.model.decode_cache import DecodeCache
@@ -28,7 +28,6 @@ INSTRUCTIONS = {"AVX2": "avx2", "AVX512": "avx512"}  # of torch's names for what
 ACTIVATIONS: dict[Activation, int] = {"gelu": 0, "quick_gelu": 1, "gelu_tanh": 2}
 
 
-NOTHING = [0] * 9  # a context that a layer doesn't have
 INTERFACE = 1  # goes up with every change of what C is given
 
 
@@ -64,7 +63,7 @@ class CContext(Structure):
 
 class CStep(Structure):
     _fields_: ClassVar = [
-        *((name, c_int64) for name in ("rows", "pictures", "width", "heads", "hidden")),
+        *((name, c_int64) for name in ("rows", "pictures", "width", "heads", "hidden", "there")),
         *(("seen", c_int64), ("x", c_int64)),
     ]
 
@@ -91,7 +90,8 @@ def load(name: str) -> Any:
             return None
     except (AttributeError, OSError):  # of another machine, or no OpenMP
         return None
-    found.opencoca_decode.argtypes = [POINTER(CStep), POINTER(CLayer), c_void_p, c_void_p, c_int64, c_int]
+    contexts = POINTER(CContext)
+    found.opencoca_decode.argtypes = [POINTER(CStep), POINTER(CLayer), contexts, contexts, c_int64, c_int]
     found.opencoca_product.argtypes = [POINTER(CProduct), c_void_p, c_int64, c_void_p, c_int]
     return found
 
@@ -146,25 +146,31 @@ class NativeLayers:
 
         In its first step, a cache's keys and values of pictures are put in order of heads.
         """
-        for i, both in enumerate(cache.pictures):
-            if not both.keys.is_contiguous() or not both.values.is_contiguous():
-                cache.pictures[i] = KeysValues(both.keys.contiguous(), both.values.contiguous())
         rows, pictures = len(x_RD), cache.unimodal[0].keys_BNSK.shape[0]
         if rows == 0:
             return x_RD
-        own, seen = iter(cache.unimodal + cache.multimodal), iter(cache.pictures)
-        pasts, views = [], []
-        for has_past, has_pictures in zip(self.has_past, self.has_pictures, strict=True):
-            pasts += _grown(next(own), rows // pictures) if has_past else NOTHING
-            views += _seen(next(seen)) if has_pictures else NOTHING
-        x_RD = x_RD.contiguous()
-        keep = None if keep_PST is None else keep_PST.contiguous()
-        step = CStep(rows, pictures, self.width, self.heads, self.hidden, 0, x_RD.data_ptr())
-        if keep is not None:
-            step.seen = keep.data_ptr()
-        past, views = (c_int64 * len(pasts))(*pasts), (c_int64 * len(views))(*views)
-        _run(self.library.opencoca_decode, byref(step), self.layers, past, views, len(self.layers))
+        if cache.told is None:
+            for i, both in enumerate(cache.pictures):
+                cache.pictures[i] = KeysValues(both.keys.contiguous(), both.values.contiguous())
+            cache.told = self._contexts(cache)
+        x_RD, keep = x_RD.contiguous(), None if keep_PST is None else keep_PST.contiguous()
+        (there,) = {own.grow(rows // pictures) for own in (*cache.unimodal, *cache.multimodal)}
+        seen = 0 if keep is None else keep.data_ptr()
+        step = CStep(rows, pictures, self.width, self.heads, self.hidden, there, seen, x_RD.data_ptr())
+        _run(self.library.opencoca_decode, byref(step), self.layers, *cache.told, len(self.layers))
         return x_RD
+
+    def _contexts(self, cache: DecodeCache) -> tuple[Any, Any]:
+        """Where C finds every layer's past and pictures; pictures that are done leave their places to others there."""
+        own, seen = iter(cache.unimodal + cache.multimodal), iter(cache.pictures)
+        pasts, pictures = (CContext * len(self.layers))(), (CContext * len(self.layers))()
+        for i, (has_past, has_pictures) in enumerate(zip(self.has_past, self.has_pictures, strict=True)):
+            if has_past:
+                past = next(own)
+                pasts[i] = _context(past.keys_BNSK, past.values_BNSK)
+            if has_pictures:
+                pictures[i] = _context(*next(seen))
+        return pasts, pictures
 
     def _layer(self, block: Block | PictureBlock) -> CLayer:
         layer = CLayer(norm_mlp=_norm(block.norm_mlp), activation=ACTIVATIONS[block.mlp.activation])
@@ -191,22 +197,13 @@ def _norm(norm: nn.LayerNorm | None) -> CNorm:
     return CNorm(norm.weight.data_ptr(), 0 if norm.bias is None else norm.bias.data_ptr(), norm.eps)
 
 
-def _grown(cache: KVCache, new: int) -> list[int]:
-    """Where C finds a cache and writes `new` more positions into it, which it holds from now on."""
-    there = cache.grow(new)
-    return _context(cache.keys_BNSK, cache.values_BNSK, there)
-
-
-def _seen(pictures: KeysValues) -> list[int]:
-    return _context(pictures.keys, pictures.values, pictures.keys.shape[2])
-
-
-def _context(keys_BNSK: Tensor, values_BNSK: Tensor, slots: int) -> list[int]:
-    """`CContext`, flat."""
-    *of_keys, one = keys_BNSK.stride()
-    *of_values, other = values_BNSK.stride()
-    assert one == other == 1, "a head's vector lies in one piece"
-    return [keys_BNSK.data_ptr(), *of_keys, values_BNSK.data_ptr(), *of_values, slots]
+def _context(keys_BNSK: Tensor, values_BNSK: Tensor) -> CContext:
+    views = []
+    for part in (keys_BNSK, values_BNSK):
+        *strides, within = part.stride()
+        assert within == 1, "a head's vector lies in one piece"
+        views.append(CView(part.data_ptr(), *strides))
+    return CContext(*views, keys_BNSK.shape[2])
 
 
 def _run(function: Any, *arguments: Any) -> None:
