@@ -346,8 +346,8 @@ static void attend(const Step *step, const View *keys, const View *values, int64
         for (int64_t i = 0; i < wide; i++) query[j][i] *= scale;
     }
     for (int64_t s = 0; s < slots; s += 4) {
-        int64_t last = slots - 1 - s; /* beyond it there are no keys: it stands for them, and softmax drops the score */
-        int64_t offsets[4] = {0, (last < 1 ? last : 1) * keys->slot, (last < 2 ? last : 2) * keys->slot, (last < 3 ? last : 3) * keys->slot};
+        int64_t offsets[4], last = slots - 1 - s; /* which stands for keys beyond it; softmax drops their scores */
+        for (int64_t k = 0; k < 4; k++) offsets[k] = (k < last ? k : last) * keys->slot;
         for (int64_t next = 8; next < 12; next++)
             for (int64_t i = 0; i < wide; i += 16) __builtin_prefetch(key + (s + next) * keys->slot + i);
         for (int64_t j = 0; j < sharing; j++)
