@@ -163,6 +163,22 @@ def test_without_the_library_torch_computes(monkeypatch: pytest.MonkeyPatch) -> 
     assert decode_native.load("avx2") is None
 
 
+def test_a_native_search_goes_on_with_the_weights_it_began_with(native: None) -> None:
+    """A stream may wait while the model is given others: what C reads must not go with the old ones."""
+    model, same = frozen(), frozen()
+    step = prepare_to_decode(model, 2)
+    expected = prepare_to_decode(same, 2)
+    assert step is not None and expected is not None
+    with torch.inference_mode():
+        began, other = (one.start_decoding(pictures(one, 2), 4) for one in (model, same))
+        ids = torch.ones(2, 1, dtype=torch.int64)
+        step(ids, began), expected(ids, other)
+    for weight in [*model.unimodal.blocks.parameters(), *model.multimodal.blocks.parameters()]:
+        weight.data = torch.full_like(weight, torch.nan)
+    with torch.inference_mode():
+        assert torch.equal(step.layers(torch.ones(2, 48), began, None), expected.layers(torch.ones(2, 48), other, None))
+
+
 def test_native_layers_are_for_float32(native: None) -> None:
     model = frozen().double()
     step = prepare_to_decode(model, 1)

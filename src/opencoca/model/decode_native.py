@@ -106,10 +106,10 @@ class NativeProduct:
 
     def __init__(self, first: nn.Linear, *others: nn.Linear) -> None:
         self.library = library()
-        weight_OI, self.bias_O = first.weight, first.bias
+        weight_OI, self.bias_O = first.weight, _held(first.bias)
         if others:
             weight_OI = torch.cat([weight_OI, *(one.weight for one in others)])
-            self.bias_O = torch.cat([self.bias_O, *(one.bias for one in others)])
+            self.bias_O = torch.cat([one.bias for one in (first, *others)])
         outputs, panel = len(weight_OI), self.library.opencoca_panel()
         padded_OI = F.pad(weight_OI, (0, 0, 0, -outputs % panel))
         self.weight_XIL = padded_OI.unflatten(0, (-1, panel)).transpose(1, 2).contiguous()
@@ -129,7 +129,8 @@ class NativeLayers:
     def __init__(self, model: CoCa) -> None:
         self.library = library()
         self.width, self.heads = model.config.text.width, model.config.text.num_heads
-        self.products: list[NativeProduct] = []  # whose memory C reads
+        self.products: list[NativeProduct] = []  # whose memory C reads, and that of
+        self.norms: list[Tensor | None] = []
         blocks = [cast(Block, block) for block in model.unimodal.blocks]
         reading = model.multimodal.picture_blocks or [None] * len(model.multimodal.blocks)
         for pair in zip(model.multimodal.blocks, reading, strict=True):
@@ -173,7 +174,7 @@ class NativeLayers:
         return pasts, pictures
 
     def _layer(self, block: Block | PictureBlock) -> CLayer:
-        layer = CLayer(norm_mlp=_norm(block.norm_mlp), activation=ACTIVATIONS[block.mlp.activation])
+        layer = CLayer(norm_mlp=self._norm(block.norm_mlp), activation=ACTIVATIONS[block.mlp.activation])
         if isinstance(block, Block):
             own = block.self_attention
             layer.past = self._attending(block.norm_self, own, own.q, own.kv)
@@ -184,17 +185,23 @@ class NativeLayers:
 
     def _attending(self, norm: nn.LayerNorm, attention: Attention, *projected: nn.Linear) -> CAttending:
         project, out = self._product(*projected), self._product(attention.out)
-        return CAttending(_norm(norm), project, out, _norm(attention.norm_q), _norm(attention.norm_k))
+        return CAttending(self._norm(norm), project, out, self._norm(attention.norm_q), self._norm(attention.norm_k))
 
     def _product(self, *maps: nn.Linear) -> CProduct:
         self.products.append(NativeProduct(*maps))
         return self.products[-1].told
 
+    def _norm(self, norm: nn.LayerNorm | None) -> CNorm:
+        if norm is None:
+            return CNorm()
+        weight, bias = norm.weight.detach(), _held(norm.bias)
+        self.norms += [weight, bias]
+        return CNorm(weight.data_ptr(), 0 if bias is None else bias.data_ptr(), norm.eps)
 
-def _norm(norm: nn.LayerNorm | None) -> CNorm:
-    if norm is None:
-        return CNorm()
-    return CNorm(norm.weight.data_ptr(), 0 if norm.bias is None else norm.bias.data_ptr(), norm.eps)
+
+def _held(weight: Tensor | None) -> Tensor | None:
+    """The numbers themselves, which stay where they are even if the model is given others."""
+    return None if weight is None else weight.detach()
 
 
 def _context(keys_BNSK: Tensor, values_BNSK: Tensor) -> CContext:
