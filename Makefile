@@ -9,7 +9,7 @@ PYTEST_ARGS ?=
 PIP_ARGS ?= --quiet
 TEST_JOBS ?= 2
 BIN := $(VENV)/bin
-INSTALLED_FROM := pyproject.toml setup.py constraints.txt native/decode_step.c
+INSTALLED_FROM := pyproject.toml setup.py constraints.txt $(wildcard native/*)
 STEP = @echo ==
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # Without this, pyright asks the network for a newer version.

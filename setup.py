@@ -1,6 +1,6 @@
-"""What pyproject.toml can't say: the decoding step in C, for processors that we have tested it on.
+"""What pyproject.toml can't say: the parts in C, for processors that we have tested them on.
 
-It is optional: where there is no compiler, the package is installed without, and captions take longer.
+They are optional: where there is no compiler, the package is installed without, and captions and training take longer.
 """
 
 import platform
@@ -18,7 +18,7 @@ compiled = sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 class Libraries(build_ext):
-    """Shared libraries, loaded by their path (`opencoca.model.decode_native`), that Python takes for no modules."""
+    """Shared libraries, loaded by their path (`opencoca.model.native`), that Python takes for no modules."""
 
     def get_ext_filename(self, fullname: str) -> str:
         *folders, name = fullname.split(".")
@@ -36,8 +36,9 @@ setup(
     cmdclass={"build_ext": Libraries, "bdist_wheel": Wheel},
     ext_modules=[
         Extension(
-            f"opencoca.model.decode_{name}",
-            ["native/decode_step.c"],
+            f"opencoca.model.native_{name}",
+            ["native/decode_step.c", "native/attention.c", "native/gelu.c"],
+            depends=["native/vectors.h"],
             extra_compile_args=["-O3", "-std=gnu11", "-fopenmp", *flags],
             extra_link_args=["-fopenmp"],
             optional=True,

@@ -5,7 +5,7 @@
  * for up to ROWS rows, whose sums stay in registers. Each sum runs over the inputs in their order, so a row's bits do
  * not depend on how many rows there are, nor on the number of threads.
  *
- * Shapes and meanings are those of opencoca/model/decode_step.py, which is what calls this (opencoca/model/native.py)
+ * Shapes and meanings are those of opencoca/model/decode_step.py, which is what calls this (opencoca/model/decode_native.py)
  * and what it is tested against. Compiled once per instruction set, see setup.py. Everything is float32.
  */
 
@@ -14,14 +14,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <immintrin.h>
 #include <omp.h>
 
-#ifdef __AVX512F__
-#define LANES 16
+#include "vectors.h"
+
+#if LANES == 16
 #define ROWS 12 /* 24 of 32 registers hold sums */
 #else
-#define LANES 8
 #define ROWS 6 /* 12 of 16 */
 #endif
 #define PANEL (2 * LANES)
@@ -29,13 +28,7 @@
 #define READERS (ROWS / 3)      /* by as many rows */
 #define AHEAD 2048 /* bytes of a panel that are asked for before they are needed */
 
-#define INLINE static inline __attribute__((always_inline))
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef float vec_anywhere __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-
-/* What Python fills in: the same fields in the same order are in opencoca/model/native.py. */
+/* What Python fills in: the same fields in the same order are in opencoca/model/decode_native.py. */
 typedef struct {
     const float *weight; /* in panels; NULL: there is no such product */
     const float *bias;   /* may be NULL */
@@ -82,51 +75,12 @@ enum { GELU, QUICK_GELU, GELU_TANH, PLAIN };
 enum { STORE, ADD, PACK };
 
 /* What Python compares before it calls anything: a library left from another version must not be called. */
-int64_t opencoca_interface(void) { return 1000000 + sizeof(Layer) + sizeof(Context) + sizeof(Step); }
+int64_t opencoca_decode_interface(void) { return 1000000 + sizeof(Layer) + sizeof(Context) + sizeof(Step); }
 
 int64_t opencoca_panel(void) { return PANEL; }
 
-INLINE vec all(float x) { return x - (vec){0}; }
-
-INLINE vec load(const float *from) { return *(const vec_anywhere *)from; }
-
-INLINE void store(float *to, vec x) { *(vec_anywhere *)to = x; }
-
-INLINE vec chosen(ints mask, vec yes, vec no) { return (vec)((mask & (ints)yes) | (~mask & (ints)no)); }
-
 /* Scores of as many slots take so much room: whole vectors, and four to write at once. */
 INLINE int64_t padded_slots(int64_t slots) { return (slots + LANES + 3) / LANES * LANES; }
-
-/* Four numbers whose sum is that of all lanes. */
-INLINE __m128 quarter(vec x) {
-#if LANES == 16
-    __m512 wide = (__m512)x;
-    __m256 half = _mm256_add_ps(_mm512_castps512_ps256(wide), _mm512_extractf32x8_ps(wide, 1));
-#else
-    __m256 half = (__m256)x;
-#endif
-    return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-}
-
-/* e^x to 2 units in the last place; 0 below -87, where float32 ends. */
-INLINE vec exponential(vec x) {
-    ints gone = x < all(-87.0f);
-    x = chosen(gone, all(-87.0f), x);
-    x = chosen(x > all(88.0f), all(88.0f), x);
-    vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the fraction is rounded away */
-    vec n = shifted - 12582912.0f;
-    vec r = x - n * 0.693145752f - n * 1.42860677e-6f;
-    vec p = all(1.0f / 5040);
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    ints power = ((ints)shifted - 0x4B400000 + 127) << 23;
-    return (vec)(~gone & (ints)(p * (vec)power));
-}
 
 /* The error function to 1.5e-7: Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26. */
 INLINE vec error_function(vec x) {

@@ -106,13 +106,14 @@ def _models() -> dict[str, Any]:
 def _device() -> dict[str, Any]:
     import torch
 
-    from opencoca.model import decode_native
+    from opencoca.model import attention_native, decode_native
 
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "torch threads": torch.get_num_threads(),
         "captions computed by": "torch" if decode_native.library() is None else "C",
+        "attention in training by": "torch" if attention_native.library() is None else "C, where sequences are short",
         "memory GB": _memory_gb(),
         "gpu": None,
     }

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from opencoca.model import attention_native
+from opencoca.model.attention_native import Span
 from opencoca.model.runs import Run, apart, joined, of_rows
 
 SAVES = 0.75  # of the products with keys and values: where it takes fewer without, they aren't made
@@ -104,9 +106,26 @@ class Attention(nn.Module):
         """
         return self.out(self._attended(self.q(x_BTD), context, causal, keep_BTS))
 
+    def attend(
+        self, x_BTD: Tensor, context_BSD: Tensor, causal: bool = False, keep_BTS: Tensor | None = None
+    ) -> Tensor:
+        """What `forward` gives for a context that is read once; a row of x that stands alone reads every row of it."""
+        q_BTD, kv_BSE = self.q(x_BTD), self.kv(context_BSD)
+        span = Span(len(kv_BSE), q_BTD.shape[1], kv_BSE.shape[1])
+        shared = len(q_BTD) == 1 < span.sequences
+        if keep_BTS is None and (shared or len(q_BTD) == span.sequences) and self._in_c(q_BTD, kv_BSE, [span], causal):
+            q_XD = q_BTD.expand(span.sequences, -1, -1).flatten(0, 1)
+            heads_XD = attention_native.attend(q_XD, kv_BSE.flatten(0, 1), self.num_heads, [span], causal)
+            return self.out(heads_XD).unflatten(0, (span.sequences, span.queries))
+        return self.out(self._attended(q_BTD, self._keys_values(kv_BSE), causal, keep_BTS))
+
     def within(self, x_XD: Tensor, runs: Sequence[Run], causal: bool) -> Tensor:
         """What `forward` gives where each row attends to itself; x [X,D] holds runs of rows one after another."""
-        of_runs = zip(apart(self.q(x_XD), runs), apart(self.kv(x_XD), runs), runs, strict=True)
+        q_XD, kv_XE = self.q(x_XD), self.kv(x_XD)
+        spans = [Span(run.last - run.first, run.length, run.length) for run in runs]
+        if all(run.keep is None for run in runs) and self._in_c(q_XD, kv_XE, spans, causal):
+            return self.out(attention_native.attend(q_XD, kv_XE, self.num_heads, spans, causal))
+        of_runs = zip(apart(q_XD, runs), apart(kv_XE, runs), runs, strict=True)
         heads = [self._attended(q_BTD, self._keys_values(kv), causal, run.keep) for q_BTD, kv, run in of_runs]
         return self.out(joined(heads))
 
@@ -156,10 +175,13 @@ class Attention(nn.Module):
             rows, length, _ = q.shape
             read_XD = self._read(q.flatten(0, 1), context_BSD, (Run(0, rows, length),))
             return self.out(read_XD.unflatten(0, (rows, length)))
-        context = self.keys_values(context_BSD)
         if not runs:
-            return self(x_BTD, context)
-        parts = zip(apart(self.q(x_BTD), runs), *(of_rows(part_BNSK, runs) for part_BNSK in context), strict=True)
+            return self.attend(x_BTD, context_BSD)
+        q_XD, kv_BSE = self.q(x_BTD), self.kv(context_BSD)
+        spans = [Span(run.last - run.first, run.length, kv_BSE.shape[1]) for run in runs]
+        if self._in_c(q_XD, kv_BSE, spans):
+            return self.out(attention_native.attend(q_XD, kv_BSE.flatten(0, 1), self.num_heads, spans, causal=False))
+        parts = zip(apart(q_XD, runs), *(of_rows(part, runs) for part in self._keys_values(kv_BSE)), strict=True)
         heads = [self._attended(q_BTD, KeysValues(keys, values)) for q_BTD, keys, values in parts]
         return self.out(joined(heads))
 
@@ -177,6 +199,13 @@ class Attention(nn.Module):
         heads_NXK = torch.cat(reads, dim=1) @ values_NKC.transpose(1, 2)
         heads_XD = heads_NXK.transpose(0, 1).flatten(1)
         return heads_XD + self.kv.bias[heads_XD.shape[1] :]
+
+    def _in_c(self, q: Tensor, kv: Tensor, spans: Sequence[Span], causal: bool = False) -> bool:
+        """Whether `attention_native` computes this."""
+        if self.norm_q is not None or (causal and any(span.queries != span.keys for span in spans)):
+            return False
+        most = (max(lengths) for lengths in zip(*((span.queries, span.keys) for span in spans), strict=True))
+        return attention_native.attends(q, kv, self.num_heads, *most)
 
     def _reads_directly(self, x: Tensor, context_BSD: Tensor) -> bool:
         if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):

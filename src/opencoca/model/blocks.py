@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opencoca.config import Activation
+from opencoca.model import gelu_native
 from opencoca.model.attention import Attention, KeysValues, KVCache
 from opencoca.model.runs import Run
 
@@ -23,6 +24,8 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden_width, width)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.activation == "gelu" and gelu_native.computes(self.up, x_BTD):
+            return self.down(gelu_native.linear_gelu(self.up, x_BTD))
         return self.down(activated(self.up(x_BTD), self.activation))
 
 
@@ -78,10 +81,10 @@ class Block(nn.Module):
         if runs:
             assert cache is None and keep_BTS is None
             x_BTD = x_BTD + self.self_attention.within(normed_BTD, runs, causal=self.causal)
+        elif cache is None:
+            x_BTD = x_BTD + self.self_attention.attend(normed_BTD, normed_BTD, self.causal, keep_BTS)
         else:
-            own = self.self_attention.keys_values(normed_BTD)
-            if cache is not None:
-                own = cache.append(own)
+            own = cache.append(self.self_attention.keys_values(normed_BTD))
             x_BTD = x_BTD + self.self_attention(normed_BTD, own, causal=self.causal, keep_BTS=keep_BTS)
         if self.cross_attention is not None:
             assert picture is not None

@@ -1,8 +1,7 @@
 """The layers of one decoding step in C (`native/decode_step.c`): how its weights lie, and how it is called.
 
-It is a shared library beside this file, compiled when the package is installed where there is a compiler; elsewhere
-`library()` is None and torch computes (`model.decode_torch`). It computes in torch's number of threads and in torch's
-team of them, since both use the OpenMP runtime that torch brings. docs/decisions/0017 says why it is there.
+Where that isn't compiled (`model.native`), `library()` is None and torch computes (`model.decode_torch`).
+docs/decisions/0017 says why it is there.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import ctypes
 import functools
 import os
 from ctypes import POINTER, Structure, byref, c_double, c_int, c_int64, c_void_p
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -19,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opencoca.config import Activation
+from opencoca.model import native
 from opencoca.model.attention import Attention, KeysValues
 from opencoca.model.blocks import Block, PictureBlock
 from opencoca.model.coca import CoCa
 from opencoca.model.decode_cache import DecodeCache
 
-INSTRUCTIONS = {"AVX2": "avx2", "AVX512": "avx512"}  # of torch's names for what a processor can do
 ACTIVATIONS: dict[Activation, int] = {"gelu": 0, "quick_gelu": 1, "gelu_tanh": 2}
 
 
@@ -72,24 +70,19 @@ class CStep(Structure):
 def library() -> Any:
     """The library for this processor; None where it wasn't compiled, can't be loaded or is another version's.
 
-    `OPENCOCA_NATIVE=0` in the environment does without it, and so does `OPENCOCA_PACK=0`, for the memory of its copy.
+    `OPENCOCA_PACK=0` in the environment does without it too, for the memory of its copy of the weights.
     """
-    name = INSTRUCTIONS.get(torch.backends.cpu.get_cpu_capability())
-    if name is None or "0" in (os.environ.get("OPENCOCA_NATIVE"), os.environ.get("OPENCOCA_PACK")):
-        return None
-    return load(name)
+    name = native.instructions()
+    return None if name is None or os.environ.get("OPENCOCA_PACK") == "0" else load(name)
 
 
 def load(name: str) -> Any:
     """The library for processors with these instructions, "avx2" or "avx512", or None."""
     size = 1_000_000 * INTERFACE + sum(map(ctypes.sizeof, (CLayer, CContext, CStep)))
-    try:
-        found = ctypes.CDLL(str(Path(__file__).parent / f"libdecode_{name}.so.1"))
-        found.opencoca_interface.restype = found.opencoca_panel.restype = c_int64
-        if found.opencoca_interface() != size:
-            return None
-    except (AttributeError, OSError):  # of another machine, or no OpenMP
+    found = native.open_library(name, "opencoca_decode_interface", size)
+    if found is None:
         return None
+    found.opencoca_panel.restype = c_int64
     contexts = POINTER(CContext)
     found.opencoca_decode.argtypes = [POINTER(CStep), POINTER(CLayer), contexts, contexts, c_int64, c_int]
     found.opencoca_product.argtypes = [POINTER(CProduct), c_void_p, c_int64, c_void_p, c_int]

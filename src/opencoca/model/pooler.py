@@ -22,6 +22,5 @@ class AttentionalPooler(nn.Module):
     def forward(self, context_BSD: Tensor, keep_BS: Tensor | None = None) -> Tensor:
         """Pools a context [B,S,D'] of any length into [B,Q,D]; `keep` says which positions are read, where not all."""
         queries_1QD = self.norm_queries(self.queries_QD)[None]
-        context = self.attention.keys_values(self.norm_context(context_BSD))
         keep_BQS = None if keep_BS is None else keep_BS[:, None]
-        return self.norm_out(self.attention(queries_1QD, context, keep_BTS=keep_BQS))
+        return self.norm_out(self.attention.attend(queries_1QD, self.norm_context(context_BSD), keep_BTS=keep_BQS))

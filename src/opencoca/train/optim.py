@@ -21,6 +21,8 @@ _EMBEDDINGS = re.compile(
     r"(encoder\.(patch\.|class_D|registers_PD|positions_PD|norm_input\.)|unimodal\.(tokens\.|positions_TD|cls_D)|multimodal\.mask_TD)"
 )
 
+_BY_MUON = ("blocks.", "attention.", "encoder.patch.")  # whose matrices it moves, where it is asked for
+
 
 def freeze(model: nn.Module, config: OptimConfig) -> None:
     """Takes the parts that `config.frozen` names out of training: their gradients aren't computed.
@@ -47,7 +49,7 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """AdamW or Adafactor for all parameters; or Muon for the hidden matrices, and AdamW for the rest.
+    """AdamW or Adafactor for all parameters; or Muon for the hidden matrices and the patches', and AdamW for the rest.
 
     Every parameter that isn't frozen is in exactly one group, and each group carries its `peak_lr`, which
     `config.layer_decay` lowers towards the input and `config.part_rates` changes for whole parts. Weight decay falls on
@@ -65,7 +67,7 @@ def make_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.O
     for name, parameter in trained.items():
         if parameter.ndim != 2 or not name.endswith("weight") or name.endswith("tokens.weight"):
             kind = "kept"
-        elif config.optimizer == "muon" and ("blocks." in name or "attention." in name):
+        elif config.optimizer == "muon" and any(part in name for part in _BY_MUON):
             kind = "hidden"
         else:
             kind = "decayed"
