@@ -19,7 +19,7 @@ from opencoca.parallel.mesh import Ranks, current, lost_peers_named
 from opencoca.train.engine import Engine
 from opencoca.train.evals import Evaluation, evaluate
 from opencoca.train.feed import Skips, batches_for_all
-from opencoca.train.machine import keep_freed_memory, matmul_rate, placement
+from opencoca.train.machine import keep_freed_memory, matmul_rate, placement, short_turns
 from opencoca.train.metrics import Sink, open_sinks
 from opencoca.train.optim import schedule
 from opencoca.train.run_folder import latest_of_all, note_bad_batch, only_writer
@@ -60,6 +60,7 @@ def train(
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
         stack.callback(loader.close)
+        stack.enter_context(short_turns())
         stack.enter_context(lost_peers_named(ranks))
         stack.enter_context(only_writer(run, ranks))
         latest = latest_of_all(run, ranks)

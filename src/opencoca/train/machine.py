@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -45,6 +47,21 @@ def keep_freed_memory() -> None:
             mallopt(_MMAP_THRESHOLD, 32 * 2**20)
         mallopt(_TRIM_THRESHOLD, -1)  # never
         mallopt(_TOP_PAD, 64 * 2**20)
+
+
+@contextlib.contextmanager
+def short_turns(seconds: float = 5e-4) -> Iterator[None]:
+    """Lets threads take the interpreter from each other ten times as often as usual, while it lasts.
+
+    After each operation a training step wants it back from the loader's threads, which may keep it for 5 ms by default:
+    a step of the quickstart took 1.07 times as long (docs/LOG.md, 2026-11-23).
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(seconds)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 5) -> float:
