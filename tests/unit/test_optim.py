@@ -61,8 +61,7 @@ def test_every_parameter_is_in_exactly_one_group_and_only_matrices_decay(tied, k
         assert group["weight_decay"] == (0.1 if decays(name, tied) else 0.0), name
         by_muon = isinstance(optimizer, Muon)
         assert group["peak_lr"] == (config.muon_peak_lr if by_muon else config.peak_lr)
-        hidden = decays(name, tied) and not name.startswith(("head", "encoder.patch"))
-        assert by_muon == (kind == "muon" and hidden), name
+        assert by_muon == (kind == "muon" and decays(name, tied) and not name.startswith("head")), name
     assert any(decays(name, tied) for name in names.values())
 
 
