@@ -113,7 +113,7 @@ def measure(recipe: str, lists: str, seed: int, run: Path) -> None:
     figures = {"train_seconds": state.seconds, "matmul_gflops": state.metrics["matmul_gflops"]}
     for split in TEST_SPLITS:
         held_out = load_held_out(folder, split, config.model.vision.image_size_px, config.pixels)
-        found = evaluate_split(predictor, held_out, attributes()).figures
+        found = evaluate_split(predictor, held_out, attributes(), predictor.config.generation.beams).figures
         figures |= {f"{split}/{name}": value for name, value in found.items()}
     checkpoint.write_atomically(run / "figures.json", json.dumps(figures))
 

@@ -76,8 +76,8 @@ class Args:
     """Held-out lists to measure, without a suite."""
     model: ModelName = None
     """The same as MODEL."""
-    beams: int = 8
-    """Width of the beam search for captions; 1 is greedy."""
+    beams: int | None = None
+    """Width of the beam search for captions; 1 is greedy (default: the model's own, with a suite 8)."""
 
 
 def _one_file(words: list[str]) -> str:
@@ -117,10 +117,11 @@ def _prepared(args: Args, model: str | None, folder: str) -> int:
 
     predictor = load(model)
     size_px, pixels = predictor.config.model.vision.image_size_px, predictor.config.pixels
+    beams = predictor.config.generation.beams if args.beams is None else args.beams
     columns = {}
     for split in args.splits:
         held_out = load_held_out(folder, split, size_px, pixels)
-        columns[f"{split} ({len(held_out)})"] = evaluate_split(predictor, held_out, attributes(), args.beams).figures
+        columns[f"{split} ({len(held_out)})"] = evaluate_split(predictor, held_out, attributes(), beams).figures
     if args.json is not None:
         flat = {f"{name.split()[0]}/{key}": v for name, col in columns.items() for key, v in col.items()}
         _write_json(args.json, json.dumps(flat, indent=2) + "\n")
@@ -144,10 +145,11 @@ def _suite(args: Args, model: str | None) -> int:
     entries = registry.chosen(args.suite, ("groups/bias",) if alone else args.only)
     places = args.data if args.groups is None else (*args.data, f"groups={args.groups}")
     data = registry.parse_data(places)
-    options = registry.Options(beams=args.beams, limit=args.limit, pictures=args.pictures, cache=_cache(args))
+    beams = registry.Options.beams if args.beams is None else args.beams
+    options = registry.Options(beams=beams, limit=args.limit, pictures=args.pictures, cache=_cache(args))
     outcomes = evaluate(model, args.vs, entries, data, options, _say)
     settings = {
-        "beams": args.beams,
+        "beams": beams,
         "limit": args.limit,
         "data": {name: str(place.path) for name, place in data.items()},
         "pictures": args.pictures,

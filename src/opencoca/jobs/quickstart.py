@@ -96,7 +96,7 @@ def measure(predictor: Predictor, folder: Path, splits: tuple[str, ...] = TEST_S
     outcomes = []
     for split in splits:
         held_out = load_held_out(folder, split, size_px, pixels)
-        result = evaluate_split(predictor, held_out, attributes())
+        result = evaluate_split(predictor, held_out, attributes(), predictor.config.generation.beams)
         controls = {
             "pixel_neighbour": nearest_neighbour_figures(held_out, train, attributes()),
             "colour_histogram": {

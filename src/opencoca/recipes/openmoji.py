@@ -65,6 +65,6 @@ def quickstart() -> Config:
             tokenizer="openmoji",
         ),
         pixels=PixelConfig(mean=(0.82, 0.82, 0.82), std=(0.3, 0.3, 0.3)),
-        generation=GenerationConfig(match_weight=0.2),  # docs/LOG.md, 2026-11-23
+        generation=GenerationConfig(beams=16, match_weight=0.2),  # docs/LOG.md, 2026-11-23
         run=RunConfig(precision="fp32", log_every_steps=10, eval_every_steps=50, checkpoint_every_steps=50),
     )
