@@ -49,6 +49,17 @@ def test_the_meter_divides_by_the_time_since_the_last_report():
     assert (rates["samples_per_s"], rates["tokens_per_s"], rates["data_wait"]) == (4.0, 0.0, 1.0)
 
 
+def test_utilisation_is_of_the_median_of_what_the_machine_could_do():
+    clock = Clock()
+    meter = Meter(4e9, clock=clock)
+    for flops in (1e9, 2e9):  # neighbours took some of it
+        meter.could_do(flops)
+    clock.move(1.0)
+    meter.count(samples=1, flops=int(1e9))
+    rates = meter.rates()
+    assert (rates["mfu"], rates["matmul_gflops"]) == (0.5, 2.0)
+
+
 def test_a_restart_forgets_what_was_not_training():
     clock = Clock()
     meter = Meter(1e9, clock=clock)

@@ -100,6 +100,8 @@ def train(
                 state.owes_evaluation = True
                 _write(sinks, state, evaluate(evaluations or [], state, config, ranks, prepare, engine.is_cut_up))
                 state.owes_evaluation = False
+                if ranks.first:
+                    meter.could_do(matmul_rate(device, fast_dtype))
             meter.restart()
 
         def save() -> None:

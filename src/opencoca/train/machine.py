@@ -64,7 +64,7 @@ def short_turns(seconds: float = 5e-4) -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 5) -> float:
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, size: int = 2048, repeats: int = 3) -> float:
     """Operations per second of a square matrix product, the median of `repeats`: the machine's practical peak."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []

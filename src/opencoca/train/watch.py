@@ -29,7 +29,9 @@ SHOWN_KEYS = 8
 class Meter:
     """Speed since the last report: samples and caption tokens per second, waiting for data, model-FLOPs utilisation.
 
-    Args: peak_flops is what one device could do; `device`, where it is a GPU, has its memory reported too.
+    What one device could do is measured now and then (`could_do`), since machines are shared; the median counts.
+
+    Args: peak_flops is the first such measure; `device`, where it is a GPU, has its memory reported too.
     """
 
     def __init__(
@@ -38,9 +40,18 @@ class Meter:
         device: torch.device | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.peak_flops, self._clock = peak_flops, clock
+        self._peaks, self._clock = [peak_flops], clock
         self._gpu = device if device is not None and device.type == "cuda" else None
         self.restart()
+
+    @property
+    def peak_flops(self) -> float:
+        """Operations per second that one device could do: the median of what was measured so far."""
+        return statistics.median(self._peaks)
+
+    def could_do(self, flops: float) -> None:
+        """Notes another measure of what one device could do per second."""
+        self._peaks.append(flops)
 
     def restart(self) -> None:
         """Begins a new span, for which nothing is counted yet."""
