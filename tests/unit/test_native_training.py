@@ -78,7 +78,7 @@ def test_attention_is_torchs(in_c: None, spans: list[Span], num_heads: int, caus
     weight = numbers(queries, 64 * num_heads, seed=2)
     inputs = [part.requires_grad_() for part in (q, kv)]
     exact = [part.detach().double().requires_grad_() for part in (q, kv)]
-    assert attention_native.attends(q, kv, num_heads, max(s.queries for s in spans), max(s.keys for s in spans))
+    assert attention_native.attends(q, kv, num_heads) and attention_native.are_few(spans, causal)
     found = attend(q, kv, num_heads, spans, causal)
     wanted = expected(*exact, num_heads, spans, causal)
     torch.testing.assert_close(found.double(), wanted, **CLOSE)
@@ -202,15 +202,18 @@ def test_runs_of_captions_go_in_one_call(in_c: None, monkeypatch: pytest.MonkeyP
 
 def test_what_c_is_not_for(in_c: None) -> None:
     q, kv = numbers(4, 64).requires_grad_(), numbers(4, 128).requires_grad_()
-    taken = functools.partial(attention_native.attends, num_heads=2, queries=4, keys=4)
+    taken = functools.partial(attention_native.attends, num_heads=2)
     assert taken(q, kv)
     with torch.no_grad():
         assert not taken(q, kv)
     assert not taken(q.detach(), kv.detach())
     assert not taken(q.double(), kv.double())
-    assert not attention_native.attends(q, kv, 2, MOST + 1, 4)
-    assert not attention_native.attends(q, kv, 2, 4, MOST + 1)
-    assert not attention_native.attends(q, kv, 4, 4, 4)  # heads of 16
+    assert not attention_native.attends(q, kv, num_heads=4)  # heads of 16
+    are_few = attention_native.are_few
+    assert are_few([Span(9, MOST, MOST)], causal=True) and are_few([Span(9, 3, 4)], causal=False)
+    assert not are_few([Span(1, 4, 4), Span(1, MOST + 1, 4)], causal=False)
+    assert not are_few([Span(1, 4, MOST + 1)], causal=False)
+    assert not are_few([Span(1, 3, 4)], causal=True)
     mlp, x = Mlp(8, 16), numbers(2, 8)
     assert gelu_native.computes(mlp.up, x)
     assert not gelu_native.computes(mlp.up.double(), x.double())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from opencoca.model import attention_native
-from opencoca.model.attention_native import Span
+from opencoca.model.attention_native import Span, are_few
 from opencoca.model.runs import Run, apart, joined, of_rows
 
 SAVES = 0.75  # of the products with keys and values: where it takes fewer without, they aren't made
@@ -111,20 +111,22 @@ class Attention(nn.Module):
     ) -> Tensor:
         """What `forward` gives for a context that is read once; a row of x that stands alone reads every row of it."""
         q_BTD, kv_BSE = self.q(x_BTD), self.kv(context_BSD)
-        span = Span(len(kv_BSE), q_BTD.shape[1], kv_BSE.shape[1])
-        shared = len(q_BTD) == 1 < span.sequences
-        if keep_BTS is None and (shared or len(q_BTD) == span.sequences) and self._in_c(q_BTD, kv_BSE, [span], causal):
-            q_XD = q_BTD.expand(span.sequences, -1, -1).flatten(0, 1)
-            heads_XD = attention_native.attend(q_XD, kv_BSE.flatten(0, 1), self.num_heads, [span], causal)
-            return self.out(heads_XD).unflatten(0, (span.sequences, span.queries))
+        if keep_BTS is None and self._in_c(q_BTD, kv_BSE):
+            span = Span(len(kv_BSE), q_BTD.shape[1], kv_BSE.shape[1])
+            shared = len(q_BTD) == 1 < span.sequences
+            if (shared or len(q_BTD) == span.sequences) and are_few([span], causal):
+                q_XD = q_BTD.expand(span.sequences, -1, -1).flatten(0, 1)
+                heads_XD = attention_native.attend(q_XD, kv_BSE.flatten(0, 1), self.num_heads, [span], causal)
+                return self.out(heads_XD).unflatten(0, (span.sequences, span.queries))
         return self.out(self._attended(q_BTD, self._keys_values(kv_BSE), causal, keep_BTS))
 
     def within(self, x_XD: Tensor, runs: Sequence[Run], causal: bool) -> Tensor:
         """What `forward` gives where each row attends to itself; x [X,D] holds runs of rows one after another."""
         q_XD, kv_XE = self.q(x_XD), self.kv(x_XD)
-        spans = [Span(run.last - run.first, run.length, run.length) for run in runs]
-        if all(run.keep is None for run in runs) and self._in_c(q_XD, kv_XE, spans, causal):
-            return self.out(attention_native.attend(q_XD, kv_XE, self.num_heads, spans, causal))
+        if all(run.keep is None for run in runs) and self._in_c(q_XD, kv_XE):
+            spans = [Span(run.last - run.first, run.length, run.length) for run in runs]
+            if are_few(spans, causal):
+                return self.out(attention_native.attend(q_XD, kv_XE, self.num_heads, spans, causal))
         of_runs = zip(apart(q_XD, runs), apart(kv_XE, runs), runs, strict=True)
         heads = [self._attended(q_BTD, self._keys_values(kv), causal, run.keep) for q_BTD, kv, run in of_runs]
         return self.out(joined(heads))
@@ -178,9 +180,11 @@ class Attention(nn.Module):
         if not runs:
             return self.attend(x_BTD, context_BSD)
         q_XD, kv_BSE = self.q(x_BTD), self.kv(context_BSD)
-        spans = [Span(run.last - run.first, run.length, kv_BSE.shape[1]) for run in runs]
-        if self._in_c(q_XD, kv_BSE, spans):
-            return self.out(attention_native.attend(q_XD, kv_BSE.flatten(0, 1), self.num_heads, spans, causal=False))
+        if self._in_c(q_XD, kv_BSE):
+            spans = [Span(run.last - run.first, run.length, kv_BSE.shape[1]) for run in runs]
+            if are_few(spans, causal=False):
+                read_XD = attention_native.attend(q_XD, kv_BSE.flatten(0, 1), self.num_heads, spans, causal=False)
+                return self.out(read_XD)
         parts = zip(apart(q_XD, runs), *(of_rows(part, runs) for part in self._keys_values(kv_BSE)), strict=True)
         heads = [self._attended(q_BTD, KeysValues(keys, values)) for q_BTD, keys, values in parts]
         return self.out(joined(heads))
@@ -200,12 +204,9 @@ class Attention(nn.Module):
         heads_XD = heads_NXK.transpose(0, 1).flatten(1)
         return heads_XD + self.kv.bias[heads_XD.shape[1] :]
 
-    def _in_c(self, q: Tensor, kv: Tensor, spans: Sequence[Span], causal: bool = False) -> bool:
-        """Whether `attention_native` computes this."""
-        if self.norm_q is not None or (causal and any(span.queries != span.keys for span in spans)):
-            return False
-        most = (max(lengths) for lengths in zip(*((span.queries, span.keys) for span in spans), strict=True))
-        return attention_native.attends(q, kv, self.num_heads, *most)
+    def _in_c(self, q: Tensor, kv: Tensor) -> bool:
+        """Whether `attention_native` computes this, if there are few enough positions."""
+        return self.norm_q is None and attention_native.attends(q, kv, self.num_heads)
 
     def _reads_directly(self, x: Tensor, context_BSD: Tensor) -> bool:
         if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):

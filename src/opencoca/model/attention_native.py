@@ -66,16 +66,20 @@ def load(name: str) -> Any:
     return found
 
 
-def attends(q: Tensor, kv: Tensor, num_heads: int, queries: int, keys: int) -> bool:
-    """Whether `attend` is for this: a step that trains in float32 on a processor, among so few positions."""
+def attends(q: Tensor, kv: Tensor, num_heads: int) -> bool:
+    """Whether `attend` is for these: a step that trains in float32 on a processor. Asks for no size that may change."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or type(q) is not Tensor:
+        return False
     if q.device.type != "cpu" or q.dtype != torch.float32 or kv.dtype != torch.float32:
         return False
-    if torch.compiler.is_compiling() or type(q) is not Tensor or not torch.is_grad_enabled():
-        return False
-    if not (q.requires_grad or kv.requires_grad):
-        return False
-    few = 0 < queries <= MOST and 0 < keys <= MOST
-    return few and q.shape[-1] // num_heads % WIDE == 0 and library() is not None
+    trains = q.requires_grad or kv.requires_grad
+    return trains and q.shape[-1] // num_heads % WIDE == 0 and library() is not None
+
+
+def are_few(spans: Sequence[Span], causal: bool) -> bool:
+    """Whether `attend` is for so many positions."""
+    fit = all(0 < span.queries <= MOST and 0 < span.keys <= MOST for span in spans)
+    return fit and not (causal and any(span.queries != span.keys for span in spans))
 
 
 def attend(q_XD: Tensor, kv_YE: Tensor, num_heads: int, spans: Sequence[Span], causal: bool) -> Tensor:
