@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from opencoca import recipes
+from opencoca.train import loop
 from opencoca.train.machine import short_turns
 
 
@@ -16,8 +18,6 @@ def test_turns_are_short_while_it_lasts_and_as_before_afterwards() -> None:
 
 
 def test_training_takes_short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from opencoca.train import loop
-
     seen: list[float] = []
 
     def looked(*_: object) -> None:
@@ -26,8 +26,6 @@ def test_training_takes_short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Loader:
         def close(self) -> None: ...
-
-    from opencoca import recipes
 
     monkeypatch.setattr(loop, "lost_peers_named", looked)
     with pytest.raises(KeyboardInterrupt):

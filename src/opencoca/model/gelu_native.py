@@ -1,7 +1,7 @@
 """GELU of a linear layer and its gradients in C (`native/gelu.c`), for training on a processor.
 
-torch passes over an MLP's widest activations six times more than the products need: to lay out the bias, for GELU, for
-its gradient, for the bias's. Here they are two passes. docs/decisions/0018 says what this gives.
+torch passes over an MLP's widest activations to lay out the bias, for GELU, for its gradient and for the bias's. Here
+these are two passes. docs/decisions/0018 says what this gives.
 """
 
 from __future__ import annotations
