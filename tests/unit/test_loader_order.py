@@ -204,6 +204,17 @@ def test_a_mixture_of_sources_keeps_them_apart():
     assert len(set(map(tuple, loader.batch(0).labels.tolist()))) == 8
 
 
+def test_a_caption_has_one_label_on_every_rank():
+    """However long the longest caption of a rank's rows is: ranks compare labels to find pairs that are no negatives."""
+    items = [item._replace(caption=caption) for item, caption in zip(noise(4), ("a", "a", "a b", "a b c d"), strict=True)]
+    labels: dict[str, set[int]] = {}
+    for rank in range(2):
+        for batch in (make(items, seed, batch_size=4, rank=rank, world=2).batch(0) for seed in range(8)):
+            for key, label in zip(batch.keys, batch.labels[:, 0].tolist(), strict=True):
+                labels.setdefault(items[int(key[1:])].caption, set()).add(label)
+    assert len(labels) == 3 and all(len(found) == 1 for found in labels.values())
+
+
 def test_a_configuration_mixes_what_it_names(tmp_path):
     """Two folders of shards, 3 to 1; one rank of two reads its half, by windows of shards."""
     paths = [write_shards(tmp_path / name) for name in ("a", "b=c")]

@@ -253,7 +253,8 @@ class PairLoader:
         ids_BT, valid_BT = (
             part.numpy() for part in self.tokenizer.encode_batch([pair.caption for pair in pairs], self.context_length)
         )
-        words = [hash64(row.tobytes()) for row in ids_BT]
+        # without the padding, which depends on what else this rank has in its batch
+        words = [hash64(ids[valid].tobytes()) for ids, valid in zip(ids_BT, valid_BT, strict=True)]
         drawn = [hash64(pair.drawing if pair.drawing is not None else f"key {pair.key}") for pair in pairs]
         labels_B2 = np.array([words, drawn], dtype=np.uint64).T.view(np.int64)
         lengths_B = lengths_of(valid_BT)
