@@ -205,8 +205,9 @@ def test_a_mixture_of_sources_keeps_them_apart():
 
 
 def test_a_caption_has_one_label_on_every_rank():
-    """However long the longest caption of a rank's rows is: ranks compare labels to find pairs that are no negatives."""
-    items = [item._replace(caption=caption) for item, caption in zip(noise(4), ("a", "a", "a b", "a b c d"), strict=True)]
+    """However long the longest caption of its rows is: by labels ranks find the pairs that are no negatives."""
+    captions = ("a", "a", "a b", "a b c d")
+    items = [item._replace(caption=caption) for item, caption in zip(noise(4), captions, strict=True)]
     labels: dict[str, set[int]] = {}
     for rank in range(2):
         for batch in (make(items, seed, batch_size=4, rank=rank, world=2).batch(0) for seed in range(8)):
