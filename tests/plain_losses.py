@@ -9,6 +9,13 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+def belong_together(count: int, group_ids: Tensor | None, true_texts: Tensor | None) -> Tensor:
+    """Which pictures (rows) and texts [G,G] are of one group, or texts that are true of the picture."""
+    ids = torch.arange(count) if group_ids is None else group_ids
+    same = ids[:, None] == ids
+    return same if true_texts is None else same | (true_texts[:, None] == true_texts[:, :1]).any(dim=2)
+
+
 def contrastive(
     image: Tensor,
     text: Tensor,
@@ -18,14 +25,15 @@ def contrastive(
     first: int = 0,
     group_ids: Tensor | None = None,
     multi_positive: bool = False,
+    true_texts: Tensor | None = None,
 ) -> Tensor:
     targets = torch.arange(first, first + len(image))
-    ids = torch.arange(len(all_images)) if group_ids is None else group_ids
-    same = (ids[targets, None] == ids).to(image.dtype)
-    own = torch.zeros_like(same)
+    together = belong_together(len(all_images), group_ids, true_texts)
+    own = torch.zeros(len(image), len(all_images), dtype=image.dtype)
     own[torch.arange(len(image)), targets] = 1
     total = image.new_zeros(())
-    for queries, keys in ((image, all_texts), (text, all_images)):
+    for queries, keys, relation in ((image, all_texts, together), (text, all_images, together.T)):
+        same = relation[targets].to(image.dtype)
         logits = scale * (queries @ keys.T)
         if multi_positive:
             total = total + F.cross_entropy(logits, same / same.sum(dim=1, keepdim=True))
@@ -44,10 +52,10 @@ def sigmoid(
     first: int = 0,
     group_ids: Tensor | None = None,
     multi_positive: bool = False,
+    true_texts: Tensor | None = None,
 ) -> Tensor:
     targets = torch.arange(first, first + len(image))
-    ids = torch.arange(len(all_images)) if group_ids is None else group_ids
-    same = ids[targets, None] == ids
+    same = belong_together(len(all_images), group_ids, true_texts)[targets]
     own = torch.zeros_like(same)
     own[torch.arange(len(image)), targets] = True
     yes = same if multi_positive else own

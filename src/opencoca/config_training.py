@@ -15,6 +15,8 @@ class LossConfig:
 
     contrastive: "softmax" is CoCa's; "sigmoid" takes every pair for a yes-or-no question (SigLIP).
     multi_positive: pairs with one caption or one picture are each other's positives, not only no negatives.
+    every_caption: all captions of a picture count, not only the one that was drawn: where another picture's text in the
+        batch is one of them, it is no negative either, or a positive with `multi_positive`.
     caption_chunk: vocabulary logits exist for so many tokens at a time; 0 for as many as is fast.
     contrastive_chunk: the similarity matrix exists for so many rows at a time; 0 for as many as is fast.
     label_smoothing: the share of a classifier's targets that is spread over all of its labels.
@@ -24,6 +26,7 @@ class LossConfig:
     captioning_weight: float = 2.0
     contrastive: Literal["softmax", "sigmoid"] = "softmax"
     multi_positive: bool = False
+    every_caption: bool = False
     caption_chunk: int = 0
     contrastive_chunk: int = 0
     label_smoothing: float = 0.0

@@ -56,7 +56,8 @@ class Batch(NamedTuple):
     (`losses.group_ids`); keys are the sample ids, for logs and quarantine; buckets cut the rows, which stand in order
     of caption length, so that short ones carry little padding; patch_noise [B,P] float, uniform and drawn from
     (seed, epoch, sample), where training reads only some patches; parallel, word_noise and query_noise, drawn alike,
-    are `decoder_draws`.
+    are `decoder_draws`; texts [B,K] int64, hashes of the caption and of the picture's other captions, where those count
+    (`LossConfig.every_caption`).
     """
 
     pixels: Tensor
@@ -69,6 +70,7 @@ class Batch(NamedTuple):
     parallel: Tensor | None = None
     word_noise: Tensor | None = None
     query_noise: Tensor | None = None
+    texts: Tensor | None = None
 
     @property
     def decoder_draws(self) -> DecoderDraws:

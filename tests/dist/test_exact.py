@@ -29,8 +29,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "sigmoid": ("loss.contrastive=sigmoid", "model.pair_bias=true", "loss.multi_positive=true"),
     "patches": (
-        *("loss.multi_positive=true", "loss.contrastive_chunk=5", "loss.caption_chunk=7"),
-        "model.vision.train_patches=3",
+        *("loss.multi_positive=true", "loss.every_caption=true", "loss.contrastive_chunk=5", "loss.caption_chunk=7"),
+        *("model.vision.train_patches=3", "data.captions=sample"),
     ),
     "drawn": ("model.text.parallel_share=0.5", "model.text.token_drop=0.4", "model.pooler.train_queries=3"),
 }
@@ -46,9 +46,10 @@ def config_of(variant: str, batch_size: int = BATCH, **run: Any) -> Config:
 def steps(variant: str, batch_size: int = BATCH, **run: Any) -> dict[str, np.ndarray]:
     """Losses, first gradients and last weights of this rank's share of two steps in float64, put together."""
     config, ranks = config_of(variant, batch_size, **run), current()
-    loader = PairLoader.from_config(
-        config, cast(Any, MemorySource(samples())), tiny_tokenizer(), ranks.rank, ranks.world
-    )
+    items = samples()
+    if config.loss.every_caption:  # the colour alone is true of several pictures of a batch
+        items = [item._replace(more_captions=(item.caption.split()[0],)) for item in items]
+    loader = PairLoader.from_config(config, cast(Any, MemorySource(items)), tiny_tokenizer(), ranks.rank, ranks.world)
     engine = Engine(config.run, ranks)
     state = fresh_state(config, torch.device("cpu"), lambda model: model.double() and None, engine.arrange)
     engine.begin(state.model)

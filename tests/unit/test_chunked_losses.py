@@ -158,12 +158,19 @@ def ids(groups: list[int] | None) -> Tensor | None:
     return None if groups is None else torch.tensor(groups)
 
 
+# Text 1 is true of pictures 0 to 3, text 5 of 0 and 4, which has a text that stands nowhere; 2 and 6 have one text.
+TRUE_TEXTS = torch.tensor([[0, 1, 5], [1, 1, 1], [2, 1, 2], [3, 1, 3], [4, 5, 99], [5, 5, 5], [2, 2, 2]])
+
+
 @pytest.mark.parametrize("chunk", [0, 1, 3])
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("multi_positive", [False, True])
-def test_both_directions_of_one_matrix(chunk: int, groups: list[int] | None, multi_positive: bool) -> None:
+@pytest.mark.parametrize("true_texts", [None, TRUE_TEXTS])
+def test_both_directions_of_one_matrix(
+    chunk: int, groups: list[int] | None, multi_positive: bool, true_texts: Tensor | None
+) -> None:
     leaves = unit(7), unit(7, seed=1), torch.tensor([30.0], dtype=torch.float64, requires_grad=True)
-    settings = {"group_ids": ids(groups), "multi_positive": multi_positive}
+    settings = {"group_ids": ids(groups), "multi_positive": multi_positive, "true_texts": true_texts}
 
     def of(loss):
         return lambda image, text, scale, **more: loss(image, text, image, text, scale, **settings, **more)
@@ -176,14 +183,17 @@ def test_both_directions_of_one_matrix(chunk: int, groups: list[int] | None, mul
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("multi_positive", [False, True])
 @pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
-def test_a_ranks_rows_among_all(chunk: int, groups: list[int] | None, multi_positive: bool, kind: str) -> None:
+@pytest.mark.parametrize("true_texts", [None, TRUE_TEXTS])
+def test_a_ranks_rows_among_all(
+    chunk: int, groups: list[int] | None, multi_positive: bool, kind: str, true_texts: Tensor | None
+) -> None:
     """Rows 2 to 4 of 7, and gradients for each of the five or six tensors on its own."""
     leaves = [unit(3), unit(3, seed=1), unit(7, seed=2), unit(7, seed=3)]
     leaves += [torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (30.0, -5.0)]
     ours, plain = sigmoid_loss, plain_losses.sigmoid
     if kind == "softmax":
         ours, plain, leaves = contrastive_loss, plain_losses.contrastive, leaves[:5]
-    settings = {"first": 2, "group_ids": ids(groups), "multi_positive": multi_positive}
+    settings = {"first": 2, "group_ids": ids(groups), "multi_positive": multi_positive, "true_texts": true_texts}
     got = value_and_gradients(ours, leaves, chunk=chunk, **settings)
     torch.testing.assert_close(got, value_and_gradients(plain, leaves, **settings), **EXACT)
 
@@ -209,6 +219,24 @@ def test_members_of_a_group_share_the_target() -> None:
     assert loss.item() == pytest.approx(2 * math.log(4))
     apart = contrastive_loss(same, same, same, same, factor, group_ids=groups)
     assert apart.item() == pytest.approx(2 * (3 * math.log(2) + math.log(4)) / 4)
+
+
+def test_a_text_that_is_true_of_another_picture_is_no_wrong_answer() -> None:
+    """Done by hand: all similarities are equal. Text 1 is true of picture 0 too; text 0 isn't of picture 1."""
+    same, factor = torch.ones(2, 1, dtype=torch.float64).requires_grad_(), torch.tensor([10.0]).double()
+    settings = {"true_texts": torch.tensor([[10, 11], [11, 11]])}
+    left_out = contrastive_loss(same, same, same, same, factor, **settings)
+    assert left_out.item() == pytest.approx((0 + math.log(2) + math.log(2) + 0) / 2)
+    shared = contrastive_loss(same, same, same, same, factor, multi_positive=True, **settings)
+    assert shared.item() == pytest.approx(2 * math.log(2))  # every target is worth log 2, spread or not
+    image, text = torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    spread = contrastive_loss(image, text, image, text, factor, multi_positive=True, **settings)
+    right, wrong = (
+        math.log1p(math.exp(-10)),
+        10 + math.log1p(math.exp(-10)),
+    )  # nats
+    of_pictures, of_texts = (right + wrong) / 2 + right, right + (right + wrong) / 2
+    assert spread.item() == pytest.approx((of_pictures + of_texts) / 2)
 
 
 def test_sigmoid_loss_of_a_case_done_by_hand() -> None:

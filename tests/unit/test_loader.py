@@ -14,7 +14,7 @@ from tests.support import samples, tiny_config, write_shards
 from opencoca import recipes
 from opencoca.config import PixelConfig
 from opencoca.data.augment import Augmentation
-from opencoca.data.loader import bucket_by_length, lengths_of, put_in_order
+from opencoca.data.loader import MOST_CAPTIONS, bucket_by_length, lengths_of, put_in_order
 from opencoca.data.pixels import normalised, open_picture
 from opencoca.data.shards import Sample, ShardReader
 from opencoca.errors import DataError
@@ -188,6 +188,23 @@ def test_captions_that_are_cut_to_the_same_ids_share_a_group():
 def test_a_pair_that_comes_twice_in_a_batch_is_not_its_own_negative():
     batch = make(noise(3), batch_size=6).batch(1)
     assert len(set(zip(batch.keys, group_ids(batch.labels).tolist(), strict=True))) == 3
+
+
+def test_a_batch_tells_which_texts_are_true_of_a_picture():
+    """Its own caption first, then the picture's others, however many pictures they are true of."""
+    picture = noise(1)[0].picture
+    captions = {"a": ("a red cat", "red"), "b": ("a red dog", "red", "dog"), "c": ("a cow",)}
+    made = [Sample(key, picture, first, {}, tuple(more)) for key, (first, *more) in captions.items()]
+    assert make(made, batch_size=3).batch(0).texts is None
+    for seed in range(8):  # in each, other captions are drawn
+        batch = make(made, seed, batch_size=3, captions="sample", every_caption=True).batch(0)
+        assert batch.texts is not None and batch.texts.shape == (3, MOST_CAPTIONS)
+        own = dict(zip(batch.keys, batch.texts[:, 0].tolist(), strict=True))
+        true = {key: set(row) for key, row in zip(batch.keys, batch.texts.tolist(), strict=True)}
+        assert [len(true[key]) for key in "abc"] == [2, 3, 1]
+        assert len(true["a"] & true["b"]) == 1 and not true["c"] & (true["a"] | true["b"])
+        drawn = {key: TOKENIZER.decode(ids) for key, ids in zip(batch.keys, batch.ids, strict=True)}
+        assert all((own[a] in true[b]) == (drawn[a] in captions[b]) for a in "abc" for b in "abc")
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=9))

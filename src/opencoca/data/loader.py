@@ -29,6 +29,7 @@ from opencoca.types import Batch, TextBucket
 
 CHUNK = 16  # samples that a worker reads at a time
 AHEAD_BYTES = 256 * 2**20  # what is read ahead at most, unless that is less than two chunks for each worker
+MOST_CAPTIONS = 8  # of a picture that are compared with other pictures' texts, the drawn one first
 MOST_JOBS = 32  # at one worker, so that the pipes to it have room for all
 
 
@@ -79,6 +80,7 @@ class PairLoader:
         parallel_share: float = 0.0,
         word_noise: bool = False,
         query_noise: int = 0,
+        every_caption: bool = False,
         pictures: int = 1,
         workers: int = 0,
         cache_bytes: int = 512 * 2**20,
@@ -94,7 +96,7 @@ class PairLoader:
         self.rank, self.world, self.rows = rank, world, batch_size // world
         self.buckets, self.patch_noise = (text_buckets, bucket_gain), patch_noise
         self.parallel_share, self.word_noise, self.query_noise = parallel_share, word_noise, query_noise
-        self.workers, self.timeout_s = workers, timeout_s
+        self.every_caption, self.workers, self.timeout_s = every_caption, workers, timeout_s
         self._reader = PairReader(
             source,
             seed=seed,
@@ -146,6 +148,7 @@ class PairLoader:
             parallel_share=text.parallel_share,
             word_noise=text.token_drop > 0,
             query_noise=pooler.num_queries if pooler.train_queries else 0,
+            every_caption=config.loss.every_caption,
             pictures=pictures,
             workers=data.workers,
         )
@@ -258,6 +261,7 @@ class PairLoader:
         drawn = [hash64(pair.drawing if pair.drawing is not None else f"key {pair.key}") for pair in pairs]
         labels_B2 = np.array([words, drawn], dtype=np.uint64).T.view(np.int64)
         lengths_B = lengths_of(valid_BT)
+        texts_BK = _texts(pairs) if self.every_caption else None
         order = lengths_B.argsort(kind="stable")
         put_in_order(pixels_BCHW, order.tolist())
         return Batch(
@@ -268,6 +272,7 @@ class PairLoader:
             tuple(pairs[i].key for i in order.tolist()),
             bucket_by_length(lengths_B[order].tolist(), *self.buckets),
             **{name: torch.from_numpy(noise[order]) for name, noise in self._noise(pairs, ids_BT.shape[1]).items()},
+            texts=None if texts_BK is None else torch.from_numpy(texts_BK[order]),
         )
 
     def _noise(self, pairs: Sequence[Drawn], length: int) -> dict[str, np.ndarray]:
@@ -284,6 +289,13 @@ class PairLoader:
         if self.query_noise:
             noise["query_noise"] = uniform_rows(draws_B, "queries", self.query_noise)
         return noise
+
+
+def _texts(pairs: Sequence[Drawn]) -> np.ndarray:
+    """Hashes [B,MOST_CAPTIONS] of each caption and of the picture's others, the caption again where there are fewer."""
+    rows = [[pair.caption, *(text for text in pair.captions if text != pair.caption)][:MOST_CAPTIONS] for pair in pairs]
+    hashes = [[hash64(text) for text in row + row[:1] * (MOST_CAPTIONS - len(row))] for row in rows]
+    return np.array(hashes, dtype=np.uint64).view(np.int64)
 
 
 def order_of(source: Source, seed: int, window: int = 0, clump_size: int = 1) -> Order:

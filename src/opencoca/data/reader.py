@@ -35,7 +35,8 @@ class Skip(NamedTuple):
 class Drawn(NamedTuple):
     """What is known of a pair beside its pixels.
 
-    draw is what its random numbers are made of (`sample_draw`); samples with one drawing show the very same picture.
+    draw is what its random numbers are made of (`sample_draw`); samples with one drawing show the very same picture;
+    captions are all of the picture's.
     """
 
     key: str
@@ -43,6 +44,7 @@ class Drawn(NamedTuple):
     caption: str
     drawing: str | None
     skips: tuple[Skip, ...]
+    captions: tuple[str, ...]
 
 
 class PairReader:
@@ -99,7 +101,8 @@ class PairReader:
             for number, square_HWC in enumerate(squares):
                 pixels_CHW[3 * number : 3 * number + 3] = square_HWC.transpose(2, 0, 1)
             drawing = sample.attributes.get("picture")
-            return Drawn(key, draw, self._caption(sample, draw), str(drawing) if drawing else None, tuple(skips))
+            caption, drawing = self._caption(sample, draw), str(drawing) if drawing else None
+            return Drawn(key, draw, caption, drawing, tuple(skips), sample.captions)
         raise DataError(
             f"neither {skips[0].key} nor {REPLACEMENTS} samples drawn in its place can be read "
             f"({skips[-1].reason}); run `coca data check`"

@@ -24,6 +24,7 @@ def contrastive_loss(
     group_ids: Tensor | None = None,
     multi_positive: bool = False,
     chunk: int = 0,
+    true_texts: Tensor | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE of this rank's pairs against the global batch, in nats per pair.
 
@@ -37,6 +38,8 @@ def contrastive_loss(
         group_ids: [G]; pairs with equal ids are not each other's negatives.
         multi_positive: members of a group are each other's positives: each one's target is spread evenly over it.
         chunk: similarities exist for so many rows at a time; 0 for as many as is fast.
+        true_texts: [G,K], ids of texts that are true of each picture, its own first; a picture and each of its texts in
+            the batch belong together as members of a group do.
 
     Where `all_images` and `all_texts` are the very tensors `image` and `text`, both directions read one matrix.
 
@@ -48,14 +51,16 @@ def contrastive_loss(
     """
     alone = image is all_images and text is all_texts
     image, text, scale = at_least_fp32(image), at_least_fp32(text), at_least_fp32(scale)
-    settings = {"groups": Groups(group_ids, multi_positive, image), "chunk": chunk}
+    groups = Groups(group_ids, multi_positive, image, true_texts)
     with without_autocast(image.device):
         if alone:
-            total = swept(partial(_both_directions, **settings), image, text, scale)
+            total = swept(partial(_both_directions, groups=groups, chunk=chunk), image, text, scale)
         else:
-            one_direction = partial(_one_direction, first=first, **settings)
-            total = swept(one_direction, image, at_least_fp32(all_texts), scale)
-            total = total + swept(one_direction, text, at_least_fp32(all_images), scale)
+            one_direction = partial(_one_direction, first=first, chunk=chunk)
+            total = swept(partial(one_direction, groups=groups), image, at_least_fp32(all_texts), scale)
+            total = total + swept(
+                partial(one_direction, groups=groups.turned()), text, at_least_fp32(all_images), scale
+            )
     return total / len(image)
 
 
@@ -121,7 +126,7 @@ def _both_directions(
         logits_CG = room_XG[: end - start] if (start, end) == runs[-1] else logits(scaled_CE, positives)
         by_logits_CG = torch.softmax(logits_CG, dim=1, out=second_XG[: end - start])
         by_logits_CG += logits_CG.sub_(column_sums_G).exp_()
-        positives.subtract(by_logits_CG, times=2.0)
+        positives.subtract(by_logits_CG, both=True)
         by_scaled_CE = torch.mm(by_logits_CG, text_GE, out=by_image_GE[start:end])
         by_scale_G[start:end] = (by_scaled_CE * image_CE).sum(dim=1)
         by_text_GE.addmm_(by_logits_CG.T, scaled_CE)

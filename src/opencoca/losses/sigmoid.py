@@ -25,6 +25,7 @@ def sigmoid_loss(
     group_ids: Tensor | None = None,
     chunk: int = 0,
     multi_positive: bool = False,
+    true_texts: Tensor | None = None,
 ) -> Tensor:
     """-log sigmoid(z (scale * similarity + bias)) of this rank's images and all texts, in nats per pair of this rank.
 
@@ -35,7 +36,7 @@ def sigmoid_loss(
     Source: SigLIP (arXiv 2303.15343), Eq. 1 and algorithm 1, which starts with scale 10 and bias -10.
     """
     image, all_texts, scale, bias = (at_least_fp32(x) for x in (image, all_texts, scale, bias))
-    sweep = partial(_sweep, first=first, groups=Groups(group_ids, multi_positive, image), chunk=chunk)
+    sweep = partial(_sweep, first=first, groups=Groups(group_ids, multi_positive, image, true_texts), chunk=chunk)
     with without_autocast(image.device):
         return swept(sweep, image, all_texts, scale, bias) / len(image)
 

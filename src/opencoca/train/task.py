@@ -135,7 +135,8 @@ class Pretraining(Task):
         if self.config.contrastive == "sigmoid":
             assert model.pair_bias is not None
             common["bias"] = model.pair_bias.clone()  # the parameter itself is cut up again behind the forward pass
-        return Compared({"image": image_BE, "text": text_BE, "labels": batch.labels}, common)
+        rows = {"image": image_BE, "text": text_BE, "labels": batch.labels}
+        return Compared(rows if batch.texts is None else rows | {"texts": batch.texts}, common)
 
     def compare(self, own: Tensors, everyone: Tensors, common: Tensors, first: int) -> dict[str, Tensor]:
         pairs = own["image"], own["text"], everyone["image"], everyone["text"]
@@ -144,6 +145,7 @@ class Pretraining(Task):
             "group_ids": group_ids(everyone["labels"]),
             "multi_positive": self.config.multi_positive,
             "chunk": self.config.contrastive_chunk,
+            "true_texts": everyone.get("texts"),
         }
         if self.config.contrastive == "sigmoid":
             return {"contrastive": sigmoid_loss(*pairs, common["scale"], common["bias"], **settings)}
