@@ -44,10 +44,8 @@ def write_result(name: str, figures: dict[str, Any]) -> Path:
     return path
 
 
-def alternating_medians(
-    runs: dict[str, Callable[[], None]], repeats: int, warmup: int = 2
-) -> dict[str, dict[str, float]]:
-    """Median, fastest and slowest seconds of each callable, taken in turn so that drift hits all alike."""
+def alternating_seconds(runs: dict[str, Callable[[], None]], repeats: int, warmup: int = 2) -> dict[str, list[float]]:
+    """The seconds of each callable, taken in turn so that drift hits all alike, after `warmup` turns."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(warmup + repeats):
         for name, call in runs.items():
@@ -55,6 +53,18 @@ def alternating_medians(
             call()
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def alternating_medians(
+    runs: dict[str, Callable[[], None]], repeats: int, warmup: int = 2
+) -> dict[str, dict[str, float]]:
+    """Median, fastest and slowest seconds of each callable, by `alternating_seconds`."""
+    return summaries(alternating_seconds(runs, repeats, warmup))
+
+
+def summaries(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Median, fastest and slowest of each."""
     return {
         name: {"median_s": statistics.median(taken), "min_s": min(taken), "max_s": max(taken), "runs": len(taken)}
         for name, taken in seconds.items()

@@ -7,9 +7,10 @@ contrastive-only model reads text with all 12 layers (docs/decisions/0002); the 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 
 import torch
-from common import alternating_medians, write_result
+from common import alternating_seconds, summaries, write_result
 
 from opencoca import recipes
 from opencoca.config import ModelConfig, PoolerConfig, TextConfig, VisionConfig
@@ -19,7 +20,7 @@ from opencoca.model.flops import forward_flops
 from opencoca.model.init import build
 from opencoca.train.machine import keep_freed_memory
 
-BATCH, TEXT_LENGTH, REPEATS = 8, 64, 11
+BATCH, TEXT_LENGTH, REPEATS = 8, 64, 21
 MEDIUM = ModelConfig(
     vision=VisionConfig(image_size_px=288, patch_size_px=18, width=384, depth=12, num_heads=6, mlp_width=1536),
     text=TextConfig(
@@ -102,7 +103,8 @@ def main() -> None:
         model.zero_grad(set_to_none=True)
         objective(model, pixels, ids, valid).backward()
 
-    times = alternating_medians({name: lambda name=name: step(name) for name in models}, REPEATS)
+    seconds = alternating_seconds({name: lambda name=name: step(name) for name in models}, REPEATS)
+    times = summaries(seconds)
     ratios = {
         statistic: {
             f"coca_over_{name}": times["coca"][statistic] / timed[statistic]
@@ -110,6 +112,11 @@ def main() -> None:
             if name != "coca"
         }
         for statistic in ("median_s", "min_s")
+    }
+    ratios["median_of_turns"] = {  # each step against the CoCa step of the same turn, seconds apart
+        f"coca_over_{name}": statistics.median(a / b for a, b in zip(seconds["coca"], taken, strict=True))
+        for name, taken in seconds.items()
+        if name != "coca"
     }
     write_result(
         "step_cost",
