@@ -231,10 +231,8 @@ def test_a_text_that_is_true_of_another_picture_is_no_wrong_answer() -> None:
     assert shared.item() == pytest.approx(2 * math.log(2))  # every target is worth log 2, spread or not
     image, text = torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     spread = contrastive_loss(image, text, image, text, factor, multi_positive=True, **settings)
-    right, wrong = (
-        math.log1p(math.exp(-10)),
-        10 + math.log1p(math.exp(-10)),
-    )  # nats
+    right = math.log1p(math.exp(-10))  # nats of an entry on the diagonal
+    wrong = 10 + right
     of_pictures, of_texts = (right + wrong) / 2 + right, right + (right + wrong) / 2
     assert spread.item() == pytest.approx((of_pictures + of_texts) / 2)
 
