@@ -6,7 +6,6 @@ from opencoca.config import (
     Config,
     DataConfig,
     GenerationConfig,
-    LossConfig,
     ModelConfig,
     OptimConfig,
     PixelConfig,
@@ -65,8 +64,6 @@ def quickstart() -> Config:
             clump_size=6,
             tokenizer="openmoji",
         ),
-        # "dark skin tone" is true of other pictures of the batch, too: without this it would be a wrong answer for them
-        loss=LossConfig(multi_positive=True, every_caption=True),
         pixels=PixelConfig(mean=(0.82, 0.82, 0.82), std=(0.3, 0.3, 0.3)),
         generation=GenerationConfig(beams=16, match_weight=0.2),  # docs/LOG.md, 2026-11-23
         run=RunConfig(precision="fp32", log_every_steps=10, eval_every_steps=50, checkpoint_every_steps=50),
