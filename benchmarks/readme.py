@@ -15,6 +15,7 @@ ROWS = (
     ("test_pictures", "zeroshot_skin_tone", "zero-shot skin tone"),
     ("test_pictures", "zeroshot_gender", "zero-shot man or woman"),
     ("test_pictures", "caption_skin_tone", "skin tone named in the caption"),
+    ("test_pictures", "caption_attributes_alone", "caption with tone or gender and nothing else"),
     ("test_pictures", "exact_match", "caption exactly right"),
     ("test_pictures", "cider_d", "caption CIDEr-D"),
     ("test_combinations", "i2t_recall@1", "image-to-text R@1"),

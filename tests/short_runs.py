@@ -30,7 +30,7 @@ def light(monkeypatch) -> Iterator[None]:
     """One thread; the machine isn't measured, which takes longer than the training here; the disk isn't waited for."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "matmul_rate", lambda device, dtype: 1e11)
+    monkeypatch.setattr(loop, "matmul_rate", lambda *_, **__: 1e11)
     monkeypatch.setattr(loop, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     yield
@@ -100,7 +100,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
 def undisturbed(shards, tmp_path_factory) -> Path:
     """A run of 12 steps, measured every 4, saved every 5."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "matmul_rate", lambda device, dtype: 1e11)
+        patch.setattr(loop, "matmul_rate", lambda *_, **__: 1e11)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         run = tmp_path_factory.mktemp("undisturbed") / "run"

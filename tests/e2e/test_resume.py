@@ -40,7 +40,7 @@ class Slow(Pretraining):
 def work(shards: Path, run: Path, die_at: int) -> None:
     """Trains to the end, or until its `die_at`-th call that touches the disk, before which it kills itself."""
     torch.set_num_threads(1)
-    loop.matmul_rate = lambda device, dtype: 1e11  # measuring the machine takes longer than the training here
+    loop.matmul_rate = lambda *_, **__: 1e11  # measuring the machine takes longer than the training here
     loop.keep_freed_memory = lambda: None
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     if die_at:

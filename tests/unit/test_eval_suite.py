@@ -10,7 +10,7 @@ from opencoca.data.openmoji import load_table
 from opencoca.eval.controls import another, colour_histogram, nearest_neighbours, tf_idf
 from opencoca.eval.held_out import HeldOut
 from opencoca.eval.openmoji import TONES, attributes
-from opencoca.eval.suite import named_label
+from opencoca.eval.suite import caption_figures, named_label
 from opencoca.eval.zeroshot import Attribute, zero_shot
 
 
@@ -37,6 +37,28 @@ def test_the_prompts_come_from_training_captions_alone() -> None:
 def test_a_caption_names_a_tone_by_its_whole_words(caption: str, label: str | None) -> None:
     tone = attributes()[0]
     assert named_label(caption, tone.words) == (None if label is None else TONES.index(label))
+
+
+def test_captions_that_say_no_more_than_the_attributes_are_counted() -> None:
+    """A tone named right by naming nothing else shows; where the reference says no more either, it is no fault."""
+    truth = {"tones": ["dark"], "gender": "woman"}
+    references = ["woman firefighter, dark skin tone"] * 4 + ["woman, dark skin tone", "rabbit"]
+    captions = [
+        "woman firefighter, dark skin tone",
+        "dark skin tone",
+        "woman, dark skin tone",
+        "person, dark skin tone",
+        "woman, dark skin tone",
+        "woman",
+    ]
+    samples = tuple([truth] * 5 + [{}])
+    keys, pictures = tuple("abcdef"), np.zeros((6, 8, 8, 3), dtype=np.uint8)
+    figures = caption_figures(captions, HeldOut("made up", keys, pictures, tuple(references), samples), attributes())
+    assert figures["caption_skin_tone"] == 1.0
+    assert figures["caption_attributes_alone"] == 2 / 5
+    assert "caption_attributes_alone" not in caption_figures(
+        captions, HeldOut("none", keys, pictures, tuple(references), ({},) * 6), attributes()
+    )
 
 
 def test_truths_are_single_labels() -> None:

@@ -213,7 +213,7 @@ def fits(monkeypatch: pytest.MonkeyPatch, most: int, error: BaseException, from_
     """Makes a step run out of memory with more than `most` pairs at a time; lists the micro-batches that were tried."""
     tried: list[int] = []
     usual = loop.update
-    monkeypatch.setattr(loop, "matmul_rate", lambda *_: 1e12)  # it takes longer than these trainings
+    monkeypatch.setattr(loop, "matmul_rate", lambda *_, **__: 1e12)  # it takes longer than these trainings
 
     def update(state, task, batch, config, *others, **more):
         size = config.run.micro_batch or len(batch.keys)

@@ -32,7 +32,7 @@ def tuned(tmp_path_factory) -> Path:
     tiny.save_model(folder / "base")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(loop, "matmul_rate", lambda *_: 1e12)  # it takes longer than these trainings
+        patch.setattr(loop, "matmul_rate", lambda *_, **__: 1e12)  # it takes longer than these trainings
         assert command(folder, "--rate", "0.01", "--steps", "80", "--wise", "0", "1") == 0
     return folder
 
@@ -41,7 +41,7 @@ def tuned(tmp_path_factory) -> Path:
 def elsewhere(tmp_path, monkeypatch) -> None:
     """Without the quickstart's pictures, which would be measured too, and without measuring the machine."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "matmul_rate", lambda *_: 1e12)
+    monkeypatch.setattr(loop, "matmul_rate", lambda *_, **__: 1e12)
 
 
 def command(folder: Path, *more: str, data: str = "data/captions.csv") -> int:

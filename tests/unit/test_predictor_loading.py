@@ -24,7 +24,7 @@ def run(tmp_path_factory) -> Path:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "matmul_rate", lambda device, dtype: 1e11)
+        patch.setattr(loop, "matmul_rate", lambda *_, **__: 1e11)
         train_tiny(config, folder / "runs" / "one")
     torch.set_num_threads(threads)
     return folder / "runs" / "one"

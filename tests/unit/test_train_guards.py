@@ -30,7 +30,7 @@ def shards(tmp_path_factory) -> Path:
 def light(monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(loop, "matmul_rate", lambda device, dtype: 1e11)
+    monkeypatch.setattr(loop, "matmul_rate", lambda *_, **__: 1e11)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     yield
     torch.set_num_threads(threads)

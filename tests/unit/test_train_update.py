@@ -82,8 +82,8 @@ def test_the_moving_average_follows_early_and_then_slowly(shards):
 )
 def test_precision_and_the_peak_it_is_compared_with(shards, tmp_path, monkeypatch, precision, dtype):
     asked = []
-    monkeypatch.setattr(loop, "matmul_rate", lambda device, dtype: asked.append(dtype) or 1e11)
+    monkeypatch.setattr(loop, "matmul_rate", lambda device, dtype, **_: asked.append(dtype) or 1e11)
     config = short(shards, optim={"steps": 3, "warmup_steps": 1}, run={"precision": precision})
     state = train_tiny(config, tmp_path / precision)
-    assert asked == [dtype]
+    assert set(asked) == {dtype}
     assert all(p.dtype == torch.float32 and p.isfinite().all() for p in state.model.parameters())

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from opencoca.errors import CheckpointError, TrainingError
-from opencoca.train.watch import STALLED, Meter, SpikeGuard, StallWatchdog
+from opencoca.train.watch import LOOKING, STALLED, Meter, SpikeGuard, StallWatchdog
 
 
 class Clock:
@@ -32,7 +32,7 @@ class Clock:
 
 def test_the_meter_divides_by_the_time_since_the_last_report():
     clock = Clock()
-    meter = Meter(peak_flops=1e9, device=torch.device("cpu"), clock=clock)
+    meter = Meter(lambda: 1e9, device=torch.device("cpu"), clock=clock)
     for _ in range(2):
         clock.move(1.0)
         meter.data_arrived()
@@ -49,20 +49,43 @@ def test_the_meter_divides_by_the_time_since_the_last_report():
     assert (rates["samples_per_s"], rates["tokens_per_s"], rates["data_wait"]) == (4.0, 0.0, 1.0)
 
 
-def test_utilisation_is_of_the_median_of_what_the_machine_could_do():
+def test_utilisation_is_of_the_mean_of_what_the_machine_could_do():
     clock = Clock()
-    meter = Meter(4e9, clock=clock)
-    for flops in (1e9, 2e9):  # neighbours took some of it
-        meter.could_do(flops)
+    found = iter([4e9, 1e9, 1e9])  # neighbours took some of it
+
+    def peak():
+        clock.move(0.25)
+        return next(found)
+
+    meter = Meter(peak, clock=clock)
+    for _ in range(2):
+        clock.move(0.25 / LOOKING)
+        meter.look_again()
     clock.move(1.0)
-    meter.count(samples=1, flops=int(1e9))
+    assert meter.count(samples=1, flops=int(1e9)) == 1.0, "measuring is no part of the step"
     rates = meter.rates()
     assert (rates["mfu"], rates["matmul_gflops"]) == (0.5, 2.0)
 
 
+def test_the_machine_is_measured_in_a_small_share_of_the_time():
+    clock = Clock()
+    looks = []
+
+    def peak():
+        looks.append(clock())
+        clock.move(0.25)
+        return 1e9
+
+    meter = Meter(peak, clock=clock)
+    while clock() < 200:
+        clock.move(0.5)
+        meter.look_again()
+    assert 0.9 * LOOKING < 0.25 * len(looks) / (clock() - 100) <= 1.1 * LOOKING
+
+
 def test_a_restart_forgets_what_was_not_training():
     clock = Clock()
-    meter = Meter(1e9, clock=clock)
+    meter = Meter(lambda: 1e9, clock=clock)
     clock.move(1000.0)
     meter.restart()
     clock.move(1.0)

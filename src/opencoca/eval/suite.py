@@ -80,6 +80,7 @@ def caption_figures(
         "cider_d": cider(captions, references, variant="cider_d").total,
         "exact_match": exact_match(captions, references).total,
     }
+    any_truth = [False] * len(captions)
     for attribute in attributes:
         truths = attribute.truths(held_out.attributes)
         named = [
@@ -89,7 +90,21 @@ def caption_figures(
         ]
         if named:
             figures[f"caption_{attribute.name}"] = sum(named) / len(named)
+            any_truth = [one or truth is not None for one, truth in zip(any_truth, truths, strict=True)]
+    if any(any_truth):
+        bare = [
+            says_only(caption, attributes) and not says_only(reference, attributes)
+            for caption, reference, counts in zip(captions, held_out.captions, any_truth, strict=True)
+            if counts
+        ]
+        figures["caption_attributes_alone"] = sum(bare) / len(bare)
     return figures
+
+
+def says_only(caption: str, attributes: Sequence[Attribute]) -> bool:
+    """Whether a caption holds words of the attributes' labels and no other word."""
+    words = [word.lower() for attribute in attributes for word in attribute.words]
+    return all(part.strip() in words for part in caption.lower().split(","))
 
 
 def named_label(caption: str, words: Sequence[str]) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def train(
 
         if ranks.first:
             checkpoint.write_atomically(run / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-        meter = Meter(matmul_rate(device, fast_dtype) if ranks.first else float("inf"), device)
+        peak = functools.partial(matmul_rate, device, fast_dtype, repeats=1)
+        meter = Meter(peak if ranks.first else lambda: math.inf, device)
         skips = Skips(loader, run, ranks, config.data.max_skip_fraction)
         guard = None
         if every.max_loss_spike:
@@ -100,8 +102,6 @@ def train(
                 state.owes_evaluation = True
                 _write(sinks, state, evaluate(evaluations or [], state, config, ranks, prepare, engine.is_cut_up))
                 state.owes_evaluation = False
-                if ranks.first:
-                    meter.could_do(matmul_rate(device, fast_dtype))
             meter.restart()
 
         def save() -> None:
@@ -137,6 +137,7 @@ def train(
                 logged = {name: float(value) for name, value in values.items()}
                 rate = config.optim.peak_lr * schedule(state.step - 1, config.optim)
                 _write(sinks, state, {**logged, "learning_rate": rate, **meter.rates(), **skips.check()})
+                meter.look_again()
             signals.agreed(sums)
             saver.check()
             if evaluations and (done or _is_due(every.eval_every_steps, state.step)):

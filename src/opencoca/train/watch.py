@@ -24,34 +24,43 @@ from opencoca.train.machine import peak_memory_bytes
 
 STALLED = 70  # the exit code of a run that the watchdog ended (EX_SOFTWARE)
 SHOWN_KEYS = 8
+LOOKING = 0.02  # of the time goes into measuring what the machine could do, at most
 
 
 class Meter:
     """Speed since the last report: samples and caption tokens per second, waiting for data, model-FLOPs utilisation.
 
-    What one device could do is measured now and then (`could_do`), since machines are shared; the median counts.
+    What one device could do is measured again and again (`look_again`), since machines are shared; the mean counts.
 
-    Args: peak_flops is the first such measure; `device`, where it is a GPU, has its memory reported too.
+    Args: peak_flops measures operations per second; `device`, where it is a GPU, has its memory reported too.
     """
 
     def __init__(
         self,
-        peak_flops: float,
+        peak_flops: Callable[[], float],
         device: torch.device | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._peaks, self._clock = [peak_flops], clock
+        self._measure, self._clock = peak_flops, clock
+        self._peaks: list[float] = []
+        self._next_look = -math.inf
         self._gpu = device if device is not None and device.type == "cuda" else None
-        self.restart()
+        self.look_again()
 
     @property
     def peak_flops(self) -> float:
-        """Operations per second that one device could do: the median of what was measured so far."""
-        return statistics.median(self._peaks)
+        """Operations per second that one device could do: the mean of what was measured so far."""
+        return statistics.fmean(self._peaks)
 
-    def could_do(self, flops: float) -> None:
-        """Notes another measure of what one device could do per second."""
-        self._peaks.append(flops)
+    def look_again(self) -> None:
+        """Measures what the device can do now, unless too little time has passed (LOOKING), and begins a new span."""
+        began = self._clock()
+        if began < self._next_look:
+            return
+        self._peaks.append(self._measure())
+        ended = self._clock()
+        self._next_look = ended + (ended - began) / LOOKING
+        self.restart()
 
     def restart(self) -> None:
         """Begins a new span, for which nothing is counted yet."""
