@@ -5,7 +5,7 @@
 Each recipe trains on OpenMoji's pictures by the training loop itself. On a shared machine the rate of a matrix product
 (2048 cubed, as the trainer measures it) may double from one minute to the next, so it is measured after every step:
 `mfu` holds each step's operations per second against the mean of the rates before and behind it. `trainer_mfu` is what
-the trainer writes into metrics.jsonl for the same steps: there the rate is the median of all measures so far.
+the trainer writes into metrics.jsonl for the same steps: there the rate is the mean of all measures so far.
 The first steps, which take fresh memory, are left out. Writes benchmarks/results/utilisation.json.
 """
 
