@@ -22,6 +22,7 @@ ROWS = (
     ("test_combinations", "exact_match", "caption exactly right"),
     ("test_concepts", "i2t_recall@1", "image-to-text R@1"),
     ("test_concepts", "i2t_recall@5", "image-to-text R@5"),
+    ("test_concepts", "caption_attributes_alone", "caption with tone or gender and nothing else"),
 )
 CONTROLS = ("pixel_neighbour", "colour_histogram", "shuffled_images", "chance")
 
