@@ -28,7 +28,7 @@ import numpy as np
 import open_clip
 import torch
 import transformers
-from benchmarks.common import alternating_medians, result_path, write_result
+from common import alternating_medians, result_path, write_result
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor

@@ -389,7 +389,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures["two_workers"] = memory_of_workers(Path(folder, "model"))
     print(figures["two_workers"])
-    from benchmarks.common import write_result
+    from common import write_result
 
     write_result("server" if name == "drawings" else f"server_{name}", figures)
 

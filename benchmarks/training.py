@@ -18,7 +18,7 @@ from typing import Any
 
 import open_clip
 import torch
-from benchmarks.common import alternating_medians, result_path, write_result
+from common import alternating_medians, result_path, write_result
 from torch import Tensor
 
 from opencoca import recipes
