@@ -50,7 +50,7 @@ NAMES = {
     "zeroshot_gender": "zero-shot man or woman",
     "caption_skin_tone": "skin tone named in caption",
     "caption_gender": "man or woman named in caption",
-    "caption_attributes_alone": "caption says that and no more",
+    "caption_attributes_alone": "caption of tone or gender alone",
 }
 HEADLINES = {
     ("test_pictures", "i2t_recall@1"): "its own caption comes first of all in the list",
